@@ -1,0 +1,4 @@
+//! migration-proxy.
+
+pub mod config;
+pub mod telemetry;

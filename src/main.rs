@@ -1,0 +1,3 @@
+//! migration-proxy.
+
+fn main() {}

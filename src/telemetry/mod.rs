@@ -1,0 +1,3 @@
+//! What we tell the world: metrics, access log, audit and control lines.
+
+pub mod labels;
