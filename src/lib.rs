@@ -1,4 +1,8 @@
 //! migration-proxy.
 
 pub mod config;
+pub mod net;
+pub mod readiness;
+pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,291 @@
+//! What we present and what we trust towards an upstream. Services with the same files share one [`Identity`], so a
+//! thousand services cost one set of roots and one session cache; two identities never share either.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
+use sha2::{Digest, Sha256};
+
+use super::certificates::Facts;
+use super::{Error, PROVIDER, pem, versions};
+use crate::config::{CertificateFiles, ClusterOptions, Environment, TlsVersion};
+
+/// Trust, certificate and protocol choice of a group of upstreams.
+#[derive(Debug)]
+pub struct Identity {
+    /// Offers HTTP/1.1 only.
+    pub http1: Arc<ClientConfig>,
+    /// Offers HTTP/2 first.
+    pub http2: Arc<ClientConfig>,
+    /// The end of our own certificate's validity, in seconds since 1970, and its file.
+    pub client_not_after: Option<(PathBuf, i64)>,
+    fingerprint: [u8; 32],
+}
+
+/// Equal when built from the same bytes and settings.
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+}
+
+/// Builds identities, each file read once.
+pub struct Identities<'a> {
+    environment: &'a Environment,
+    files: HashMap<PathBuf, Arc<Vec<u8>>>,
+    verifiers: HashMap<[u8; 32], Arc<dyn ServerCertVerifier>>,
+    built: HashMap<[u8; 32], Arc<Identity>>,
+}
+
+/// Which key of a cluster names the file that cannot be used.
+#[derive(Debug)]
+pub enum Fault {
+    /// `ca_file`, or the roots of the environment.
+    Roots(Error),
+    /// `client_cert` or `client_key`.
+    Client(Error),
+}
+
+impl<'a> Identities<'a> {
+    /// Identities of earlier snapshots are handed in, so that an unchanged one keeps its session cache.
+    pub fn new(environment: &'a Environment, earlier: impl IntoIterator<Item = Arc<Identity>>) -> Self {
+        let built = earlier.into_iter().map(|identity| (identity.fingerprint, identity)).collect();
+        Self { environment, files: HashMap::new(), verifiers: HashMap::new(), built }
+    }
+
+    /// The identity for a cluster.
+    ///
+    /// # Errors
+    ///
+    /// A file that is missing, unreadable or not what it should be.
+    pub fn get(&mut self, options: &ClusterOptions) -> Result<Arc<Identity>, Fault> {
+        let sources = self.root_files(options);
+        let roots = sources.iter().map(|file| self.read(file)).collect::<Result<Vec<_>, _>>().map_err(Fault::Roots)?;
+        let root_mark = mark([&[u8::from(options.verify)]].into_iter().map(|b| &b[..]).chain(roots.iter().map(|text| &text[..])));
+        let client = match &options.client {
+            None => None,
+            Some(files) => {
+                let cert = self.read(&files.cert).map_err(Fault::Client)?;
+                let key = self.read(&files.key).map_err(Fault::Client)?;
+                Some((files, mark([&cert[..], &key[..]].into_iter())))
+            }
+        };
+        let version = u8::from(options.min_version == TlsVersion::V1_3);
+        let client_mark = client.map_or([0; 32], |(_, mark)| mark);
+        let fingerprint = mark([&root_mark[..], &client_mark[..], &[version]].into_iter());
+        if let Some(identity) = self.built.get(&fingerprint) {
+            return Ok(identity.clone());
+        }
+        let verifier = match self.verifiers.get(&root_mark) {
+            Some(verifier) => verifier.clone(),
+            None => {
+                let verifier = verifier(options.verify, &sources, &roots).map_err(Fault::Roots)?;
+                self.verifiers.insert(root_mark, verifier.clone());
+                verifier
+            }
+        };
+        let built = build(&verifier, client.map(|(files, _)| files), options.min_version, fingerprint);
+        let identity = Arc::new(built.map_err(Fault::Client)?);
+        self.built.insert(fingerprint, identity.clone());
+        Ok(identity)
+    }
+
+    /// `ca_file` alone when set, else what the environment names, else the roots that we carry.
+    fn root_files(&self, options: &ClusterOptions) -> Vec<PathBuf> {
+        if let Some(file) = &options.ca_file {
+            return vec![file.clone()];
+        }
+        let mut files = Vec::new();
+        if let Some(file) = self.environment.get("SSL_CERT_FILE").filter(|file| !file.is_empty()) {
+            files.push(PathBuf::from(file));
+        }
+        if let Some(folder) = self.environment.get("SSL_CERT_DIR").filter(|folder| !folder.is_empty()) {
+            files.extend(certificates_in(Path::new(folder)));
+        }
+        files
+    }
+
+    fn read(&mut self, file: &Path) -> Result<Arc<Vec<u8>>, Error> {
+        if let Some(text) = self.files.get(file) {
+            return Ok(text.clone());
+        }
+        let text = Arc::new(pem::read(file)?);
+        self.files.insert(file.to_owned(), text.clone());
+        Ok(text)
+    }
+}
+
+fn certificates_in(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let is_pem = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "pem" || extension == "crt");
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(is_pem).collect();
+    files.sort();
+    files
+}
+
+fn mark<'b>(parts: impl Iterator<Item = &'b [u8]>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+fn verifier(verify: bool, files: &[PathBuf], texts: &[Arc<Vec<u8>>]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+    if !verify {
+        return Ok(Arc::new(Unverified));
+    }
+    let mut roots = RootCertStore::empty();
+    for (file, text) in files.iter().zip(texts) {
+        roots.roots.extend(pem::roots(file, text)?.roots);
+    }
+    if files.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), PROVIDER.clone()).build();
+    let file = files.first().cloned().unwrap_or_default();
+    let inner = inner.map_err(|error| Error::new(file, format!("cannot verify servers: {error}")))?;
+    Ok(Arc::new(Verified { inner }))
+}
+
+fn build(
+    verifier: &Arc<dyn ServerCertVerifier>,
+    client: Option<&CertificateFiles>,
+    minimum: TlsVersion,
+    fingerprint: [u8; 32],
+) -> Result<Identity, Error> {
+    let pair = client.map(|files| pem::pair(files).map(|pair| (files, pair))).transpose()?;
+    let config = |alpn: &[&[u8]]| {
+        let builder = ClientConfig::builder_with_provider(PROVIDER.clone())
+            .with_protocol_versions(versions(minimum))
+            .expect("the provider has suites for TLS 1.2 and 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(verifier.clone());
+        let mut config = match &pair {
+            None => builder.with_no_client_auth(),
+            Some((_, pair)) => {
+                builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(pair.clone())))
+            }
+        };
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        Arc::new(config)
+    };
+    let client_not_after = pair.as_ref().and_then(|(files, pair)| {
+        let facts = pair.end_entity_cert().ok().and_then(Facts::of)?;
+        Some((files.cert.clone(), facts.not_after))
+    });
+    Ok(Identity { http1: config(&[b"http/1.1"]), http2: config(&[b"h2", b"http/1.1"]), client_not_after, fingerprint })
+}
+
+/// Verification by the web's rules, with an error that names what the certificate holds.
+#[derive(Debug)]
+struct Verified {
+    inner: Arc<WebPkiServerVerifier>,
+}
+
+/// rustls says "unknown issuer" and names nobody.
+#[derive(Debug)]
+struct UnknownIssuer {
+    subject: String,
+    issuer: String,
+    names: String,
+}
+
+impl fmt::Display for UnknownIssuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unknown issuer: certificate \"{}\" for {} is signed by \"{}\"", self.subject, self.names, self.issuer)
+    }
+}
+
+impl std::error::Error for UnknownIssuer {}
+
+impl ServerCertVerifier for Verified {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.inner.verify_server_cert(leaf, intermediates, name, ocsp, now).map_err(|error| match error {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => explain(leaf, error),
+            other => other,
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, leaf, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, leaf, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+fn explain(leaf: &CertificateDer<'_>, error: rustls::Error) -> rustls::Error {
+    let Some(facts) = Facts::of(leaf) else { return error };
+    let detail = UnknownIssuer { subject: facts.subject, issuer: facts.issuer, names: facts.names.to_string() };
+    rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(detail))))
+}
+
+/// `verify: off`: whoever answers is believed. The signature is still checked, because rustls needs a decision and the
+/// check costs nothing.
+#[derive(Debug)]
+struct Unverified;
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, leaf, signature, &PROVIDER.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, leaf, signature, &PROVIDER.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        PROVIDER.signature_verification_algorithms.supported_schemes()
+    }
+}

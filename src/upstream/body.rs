@@ -1,0 +1,235 @@
+//! The request body on its way to an upstream: streamed, counted, bounded, and given up when the client stalls.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+/// What is sent to an upstream.
+#[derive(Debug, Default)]
+pub enum OutBody {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// What the client sends.
+    Upload(Box<Upload>),
+}
+
+/// The client's body.
+#[derive(Debug)]
+pub struct Upload {
+    body: Incoming,
+    progress: Arc<Progress>,
+    limit: Option<u64>,
+    idle: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// How far an upload has come; shared with the request that waits for its answer.
+#[derive(Debug)]
+pub struct Progress {
+    start: Instant,
+    bytes: AtomicU64,
+    last: AtomicU64,
+    state: AtomicU8,
+}
+
+const RUNNING: u8 = 0;
+const COMPLETE: u8 = 1;
+
+/// Why an upload ended before its end. The client is to blame for each of them, never the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum UploadFault {
+    /// Longer than `limits.request_body`.
+    TooLarge = 2,
+    /// No byte for `listen.timeouts.body_idle`.
+    Stalled = 3,
+    /// The client left, or its framing is broken.
+    Broken = 4,
+}
+
+impl fmt::Display for UploadFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooLarge => "the request body is too large",
+            Self::Stalled => "the client stopped sending its request body",
+            Self::Broken => "the request body ended early",
+        })
+    }
+}
+
+impl std::error::Error for UploadFault {}
+
+impl OutBody {
+    /// The body of a request, and where its progress can be seen; `None` when there is no body.
+    pub fn new(body: Incoming, limit: Option<u64>, idle: Duration) -> (Self, Option<Arc<Progress>>) {
+        if body.is_end_stream() {
+            return (Self::Empty, None);
+        }
+        let progress = Arc::new(Progress {
+            start: Instant::now(),
+            bytes: AtomicU64::new(0),
+            last: AtomicU64::new(0),
+            state: AtomicU8::new(RUNNING),
+        });
+        let upload = Upload { body, progress: progress.clone(), limit, idle, timer: None };
+        (Self::Upload(Box::new(upload)), Some(progress))
+    }
+
+    /// Nothing will be sent.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Empty)
+    }
+}
+
+impl Progress {
+    /// Bytes that the client has sent so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// When the last byte came, while more are to come; then the clock of the response head stands still.
+    pub fn still_moving(&self) -> Option<Instant> {
+        (self.state.load(Ordering::Relaxed) == RUNNING).then(|| self.last())
+    }
+
+    /// When the last byte came.
+    pub fn last(&self) -> Instant {
+        self.start + Duration::from_millis(self.last.load(Ordering::Relaxed))
+    }
+
+    /// Why the upload ended before its end.
+    pub fn fault(&self) -> Option<UploadFault> {
+        [UploadFault::TooLarge, UploadFault::Stalled, UploadFault::Broken]
+            .into_iter()
+            .find(|fault| *fault as u8 == self.state.load(Ordering::Relaxed))
+    }
+
+    fn note(&self, bytes: usize) -> u64 {
+        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(elapsed, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64
+    }
+
+    fn end(&self, state: u8) {
+        self.state.store(state, Ordering::Relaxed);
+    }
+}
+
+impl Upload {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadFault>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            ready!(self.poll_stalled(cx));
+            return Poll::Ready(Some(Err(self.fail(UploadFault::Stalled))));
+        };
+        Poll::Ready(match frame {
+            None => {
+                self.progress.end(COMPLETE);
+                None
+            }
+            Some(Err(_)) => Some(Err(self.fail(UploadFault::Broken))),
+            Some(Ok(frame)) => Some(self.accept(frame)),
+        })
+    }
+
+    fn accept(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, UploadFault> {
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => return Ok(frame.map_data(|_: Bytes| Bytes::new()).into_trailers().map_or_else(
+                |_| Frame::data(Bytes::new()),
+                |trailers| Frame::trailers(forwardable(trailers)),
+            )),
+        };
+        let total = self.progress.note(data.len());
+        if self.limit.is_some_and(|limit| total > limit) {
+            return Err(self.fail(UploadFault::TooLarge));
+        }
+        if self.body.is_end_stream() {
+            self.progress.end(COMPLETE);
+        }
+        Ok(Frame::data(data))
+    }
+
+    fn fail(&self, fault: UploadFault) -> UploadFault {
+        self.progress.end(fault as u8);
+        fault
+    }
+
+    /// Ready when no byte came for `idle`. The timer is armed once and looks at the last byte when it fires, so that a
+    /// moving body costs no timer.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let idle = self.idle;
+        let last = self.progress.last();
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(last + idle)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if last + idle <= Instant::now() {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(last + idle);
+        }
+        Poll::Pending
+    }
+}
+
+/// Trailers may not carry framing, routing, authentication or forwarding fields (RFC 9110, 6.5.1).
+fn forwardable(trailers: HeaderMap) -> HeaderMap {
+    const FORBIDDEN: [http::HeaderName; 12] = [
+        http::header::CONTENT_LENGTH,
+        http::header::TRANSFER_ENCODING,
+        http::header::HOST,
+        http::header::CONNECTION,
+        http::header::UPGRADE,
+        http::header::TE,
+        http::header::TRAILER,
+        http::header::AUTHORIZATION,
+        http::header::PROXY_AUTHORIZATION,
+        http::header::COOKIE,
+        http::header::SET_COOKIE,
+        http::header::EXPECT,
+    ];
+    let mut kept = HeaderMap::with_capacity(trailers.len());
+    let mut name = None;
+    for (next, value) in trailers {
+        name = next.or(name);
+        let Some(name) = &name else { continue };
+        if !FORBIDDEN.contains(name) && !name.as_str().starts_with("x-forwarded-") {
+            kept.append(name.clone(), value);
+        }
+    }
+    kept
+}
+
+impl Body for OutBody {
+    type Data = Bytes;
+    type Error = UploadFault;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadFault>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Upload(upload) => upload.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Upload(upload) => upload.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Upload(upload) => upload.body.size_hint(),
+        }
+    }
+}
