@@ -168,6 +168,54 @@ labels! {
     }
 }
 
+labels! {
+    /// What the circuit breaker of the new cluster does.
+    BreakerState {
+        /// All requests pass.
+        Closed = "closed",
+        /// None pass.
+        Open = "open",
+        /// Probes pass one at a time, then a ramp.
+        HalfOpen = "half_open",
+    }
+}
+
+labels! {
+    /// Which of our ports accepted a connection.
+    ListenerKind {
+        /// `listen.http`.
+        Http = "http",
+        /// `listen.https`.
+        Https = "https",
+        /// `listen.admin`.
+        Admin = "admin",
+    }
+}
+
+labels! {
+    /// What became of a changed configuration file.
+    ReloadResult {
+        /// It serves.
+        Applied = "applied",
+        /// Its content is what already serves.
+        Unchanged = "unchanged",
+        /// It is wrong, and the running one stays.
+        Rejected = "rejected",
+    }
+}
+
+labels! {
+    /// What a certificate is for.
+    CertificateSide {
+        /// Shown to our clients.
+        Listener = "listener",
+        /// Shown to an upstream.
+        Client = "client",
+        /// A trust root.
+        Authority = "ca",
+    }
+}
+
 /// Who answered: a cluster, or nobody but ourselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {

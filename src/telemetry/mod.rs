@@ -1,3 +1,68 @@
-//! What we tell the world: metrics, access log, audit and control lines.
+//! What we tell the world: metrics, access log, audit and control lines. Everything here is told, never asked: no
+//! decision depends on it, and nothing on the request path waits for a disk or a scrape.
 
+pub mod access_log;
+pub mod audit;
 pub mod labels;
+pub mod logs;
+pub mod metrics;
+pub mod names;
+pub mod process;
+pub mod scrape;
+pub mod sink;
+pub mod text;
+pub mod window;
+
+use std::time::Duration;
+
+use crate::config::Log;
+
+pub use access_log::AccessLog;
+pub use audit::Audit;
+pub use metrics::ServiceMeters;
+pub use process::ProcessMeters;
+pub use scrape::{Scrape, ServiceGauges};
+pub use sink::SinkError;
+pub use window::Window;
+
+/// The process's one set of logs and process-wide meters, shared by everything that reports.
+#[derive(Debug)]
+pub struct Telemetry {
+    /// One line per request.
+    pub access: AccessLog,
+    /// Meters without a service.
+    pub process: ProcessMeters,
+    /// One line per change.
+    pub audit: Audit,
+}
+
+impl Telemetry {
+    /// Opens the access log and the audit log; `workers` is how many data workers will write access lines.
+    pub fn new(log: &Log, workers: usize) -> Result<Self, SinkError> {
+        let process = ProcessMeters::new(workers);
+        let access = AccessLog::new(log, workers, process.access_log_dropped())?;
+        let audit = Audit::new(log)?;
+        Ok(Self { access, process, audit })
+    }
+
+    /// Takes over changed `log` settings. After an error both logs write where they wrote before.
+    pub fn reconfigure(&self, log: &Log) -> Result<(), SinkError> {
+        let access = self.access.prepare(log)?;
+        let audit = self.audit.prepare(log)?;
+        self.access.install(access);
+        self.audit.install(audit);
+        Ok(())
+    }
+
+    /// Opens the log files anew, as SIGUSR1 asks for after a rotation.
+    pub fn reopen(&self) -> Result<(), SinkError> {
+        let access = self.access.reopen();
+        let audit = self.audit.reopen();
+        access.and(audit)
+    }
+
+    /// Writes what waits and ends the writer; false when that takes longer than `patience`.
+    pub fn close(&self, patience: Duration) -> bool {
+        self.access.close(patience)
+    }
+}
