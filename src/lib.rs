@@ -6,3 +6,4 @@ pub mod readiness;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
+pub mod upstream;

@@ -1,0 +1,394 @@
+//! Connections to one upstream, a shard for each data worker. A connection never leaves its pool, so identities never
+//! mix; a shard is locked by its own worker only, but for the sweep of idle connections.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+
+use super::body::OutBody;
+use super::connect::{ConnectCause, ConnectError, Connected, Target, Wanted, connect};
+use super::resolve::Resolver;
+use crate::telemetry::metrics::{ConnectionGauge, ServiceMeters};
+
+/// A connection is renewed at this age, give or take a fifth, so that a load balancer's new backends get their share.
+const AGE: Duration = Duration::from_secs(600);
+
+/// Requests that may not be repeated take a connection that was used this recently, or a new one: the race with a
+/// backend that closes idle connections is then all but impossible.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// Requests on one HTTP/2 connection before another one is opened, where the peer allows more.
+const STREAMS: usize = 64;
+
+/// One read from an upstream. Large enough that big bodies need few system calls; held while the connection lives.
+const READ_BUFFER: usize = 16 * 1024;
+
+/// Fields of a response head.
+const RESPONSE_FIELDS: usize = 256;
+
+/// Bounds of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Idle connections over all workers.
+    pub max_idle: usize,
+    /// How long a connection may be idle.
+    pub idle_timeout: Duration,
+    /// A response head, in bytes.
+    pub response_head: usize,
+}
+
+/// The connections to one target.
+pub struct Pool {
+    target: Target,
+    bounds: Bounds,
+    resolver: Arc<Resolver>,
+    meters: Arc<ServiceMeters>,
+    shards: Box<[Shard]>,
+    idle: AtomicUsize,
+}
+
+struct Shard {
+    connections: Mutex<Connections>,
+    /// Held while an HTTP/2 connection is being opened, so that a burst opens one and not a hundred.
+    opening: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Connections {
+    http1: Vec<Idle>,
+    http2: Vec<Arc<Shared>>,
+}
+
+/// An HTTP/1.1 connection that waits.
+struct Idle {
+    sender: http1::SendRequest<OutBody>,
+    made: Made,
+    since: Instant,
+}
+
+/// An HTTP/2 connection.
+struct Shared {
+    sender: http2::SendRequest<OutBody>,
+    made: Made,
+    in_flight: AtomicUsize,
+    /// What the peer allows, written by the connection's driver.
+    allowed: Arc<AtomicUsize>,
+}
+
+/// What a connection was made for.
+#[derive(Clone)]
+struct Made {
+    address: std::net::SocketAddr,
+    wanted: Wanted,
+    /// The server name, where the request brought it.
+    host: Option<Arc<str>>,
+    renew_at: Instant,
+}
+
+/// A connection while a request has it.
+pub struct Lease {
+    pool: Arc<Pool>,
+    held: Held,
+    made: Made,
+    worker: usize,
+    /// The connection has served a request before, so it may have been closed meanwhile.
+    pub reused: bool,
+}
+
+enum Held {
+    Http1(http1::SendRequest<OutBody>),
+    Http2(Arc<Shared>),
+    Gone,
+}
+
+/// Why a request got no response head.
+#[derive(Debug)]
+pub struct SendError {
+    /// What hyper says.
+    pub error: hyper::Error,
+    /// The request, when nothing of it was sent.
+    pub unsent: Option<Request<OutBody>>,
+}
+
+/// What a request asks of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand<'a> {
+    /// The worker that asks.
+    pub worker: usize,
+    /// The HTTP version.
+    pub wanted: Wanted,
+    /// The request's host, for targets that take their server name from it.
+    pub host: Option<&'a str>,
+    /// The request may not be repeated.
+    pub fresh: bool,
+    /// When waiting ends.
+    pub deadline: Instant,
+}
+
+impl Pool {
+    /// An empty pool with one shard for each of `workers`.
+    pub fn new(
+        target: Target,
+        bounds: Bounds,
+        workers: usize,
+        resolver: Arc<Resolver>,
+        meters: Arc<ServiceMeters>,
+    ) -> Arc<Self> {
+        let shard = || Shard { connections: Mutex::default(), opening: tokio::sync::Mutex::new(()) };
+        let shards = std::iter::repeat_with(shard).take(workers.max(1)).collect();
+        Arc::new(Self { target, bounds, resolver, meters, shards, idle: AtomicUsize::new(0) })
+    }
+
+    /// Where the connections go.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// A pool for that target and those bounds would be this one.
+    pub fn serves(&self, target: &Target, bounds: Bounds) -> bool {
+        self.bounds == bounds && self.target.is_same(target)
+    }
+
+    /// A connection: a waiting one, or a new one.
+    ///
+    /// # Errors
+    ///
+    /// A new connection could not be made in time.
+    pub async fn lease(self: &Arc<Self>, demand: Demand<'_>) -> Result<Lease, ConnectError> {
+        // The host only counts where the target takes its server name from it.
+        let by_host = self.target.identity.is_some() && self.target.server_name.is_none();
+        let demand = Demand { host: demand.host.filter(|_| by_host), ..demand };
+        if let Some(lease) = self.waiting(&demand) {
+            return Ok(lease);
+        }
+        if demand.wanted == Wanted::Http1 {
+            return self.open(&demand).await;
+        }
+        let turn = self.shards[demand.worker].opening.lock();
+        let Ok(_turn) = tokio::time::timeout_at(demand.deadline.into(), turn).await else {
+            let cause = ConnectCause::TimedOut(crate::telemetry::labels::Phase::Connect);
+            return Err(ConnectError { address: None, has_alternative: false, cause });
+        };
+        match self.waiting(&demand) {
+            Some(lease) => Ok(lease),
+            None => self.open(&demand).await,
+        }
+    }
+
+    /// Closes connections that have been idle too long.
+    pub fn sweep(&self, now: Instant) {
+        for shard in &self.shards {
+            let expired: Vec<Idle> = {
+                let mut connections = lock(shard);
+                connections.http2.retain(|shared| !shared.sender.is_closed() && now < shared.made.renew_at);
+                let is_expired = |idle: &mut Idle| {
+                    idle.sender.is_closed() || now.duration_since(idle.since) > self.bounds.idle_timeout
+                };
+                connections.http1.extract_if(.., is_expired).collect()
+            };
+            self.left(expired.len());
+        }
+    }
+
+    fn waiting(self: &Arc<Self>, demand: &Demand<'_>) -> Option<Lease> {
+        let now = Instant::now();
+        let mut connections = lock(&self.shards[demand.worker]);
+        if demand.wanted == Wanted::Http2
+            && let Some(shared) = connections.http2.iter().find(|shared| shared.takes(demand, now))
+        {
+            return Some(self.share(shared.clone(), demand.worker, true));
+        }
+        let longest = if demand.fresh { FRESH } else { self.bounds.idle_timeout };
+        let mut dropped = 0;
+        let mut found = None;
+        let mut index = connections.http1.len();
+        // The newest first: the oldest then reach their idle limit, and a pool shrinks after a peak.
+        while index > 0 {
+            index -= 1;
+            let idle = &connections.http1[index];
+            if idle.sender.is_closed() {
+                connections.http1.swap_remove(index);
+                dropped += 1;
+            } else if now.duration_since(idle.since) <= longest && idle.made.fits(demand) && idle.sender.is_ready() {
+                found = Some(connections.http1.remove(index));
+                break;
+            }
+        }
+        drop(connections);
+        self.left(dropped + usize::from(found.is_some()));
+        let idle = found?;
+        Some(self.hold(Held::Http1(idle.sender), idle.made, demand.worker, true))
+    }
+
+    async fn open(self: &Arc<Self>, demand: &Demand<'_>) -> Result<Lease, ConnectError> {
+        let Demand { wanted, host, deadline, worker, .. } = *demand;
+        let connected = connect(&self.target, &self.resolver, wanted, host, deadline, &self.meters).await?;
+        let age = AGE.mul_f64(rand::random_range(0.8..1.2));
+        let address = connected.address;
+        let made = Made { address, wanted, host: host.map(Arc::from), renew_at: Instant::now() + age };
+        let failed = |error: hyper::Error| ConnectError {
+            address: Some(address),
+            has_alternative: false,
+            cause: ConnectCause::Tcp(std::io::Error::other(error)),
+        };
+        if connected.is_http2 {
+            let (sender, allowed) = self.start_http2(connected).await.map_err(failed)?;
+            let shared = Arc::new(Shared { sender, made, in_flight: AtomicUsize::new(0), allowed });
+            lock(&self.shards[worker]).http2.push(shared.clone());
+            return Ok(self.share(shared, worker, false));
+        }
+        let sender = self.start_http1(connected).await.map_err(failed)?;
+        Ok(self.hold(Held::Http1(sender), made, worker, false))
+    }
+
+    async fn start_http1(&self, connected: Connected) -> hyper::Result<http1::SendRequest<OutBody>> {
+        let (sender, connection) = http1::Builder::new()
+            .read_buf_exact_size(Some(READ_BUFFER))
+            .max_headers(RESPONSE_FIELDS)
+            .max_header_size(self.bounds.response_head)
+            .handshake(TokioIo::new(connected.stream))
+            .await?;
+        #[expect(clippy::disallowed_methods, reason = "owned by the pool; ends when its sender is dropped or the peer closes")]
+        tokio::spawn(async move {
+            // The request that was under way hears of the error; there is nobody else to tell.
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(sender)
+    }
+
+    async fn start_http2(
+        &self,
+        connected: Connected,
+    ) -> hyper::Result<(http2::SendRequest<OutBody>, Arc<AtomicUsize>)> {
+        let list = u32::try_from(self.bounds.response_head).unwrap_or(u32::MAX);
+        let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_header_list_size(list)
+            .keep_alive_interval(Duration::from_secs(30))
+            .handshake(TokioIo::new(connected.stream))
+            .await?;
+        let allowed = Arc::new(AtomicUsize::new(STREAMS));
+        let writer = allowed.clone();
+        #[expect(clippy::disallowed_methods, reason = "owned by the pool; ends when its senders are dropped or the peer closes")]
+        tokio::spawn(std::future::poll_fn(move |cx| {
+            let ended = Pin::new(&mut connection).poll(cx).map(|_| ());
+            writer.store(connection.current_max_send_streams(), Ordering::Relaxed);
+            ended
+        }));
+        Ok((sender, allowed))
+    }
+
+    fn share(self: &Arc<Self>, shared: Arc<Shared>, worker: usize, reused: bool) -> Lease {
+        shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        let made = shared.made.clone();
+        self.hold(Held::Http2(shared), made, worker, reused)
+    }
+
+    fn hold(self: &Arc<Self>, held: Held, made: Made, worker: usize, reused: bool) -> Lease {
+        self.gauge().active_inc();
+        Lease { pool: self.clone(), held, made, worker, reused }
+    }
+
+    /// Keeps a connection for the next request, unless there are enough.
+    fn keep(&self, worker: usize, sender: http1::SendRequest<OutBody>, made: Made) {
+        let now = Instant::now();
+        if sender.is_closed() || now >= made.renew_at {
+            return;
+        }
+        if self.idle.fetch_add(1, Ordering::Relaxed) >= self.bounds.max_idle {
+            self.idle.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        self.gauge().idle_inc();
+        lock(&self.shards[worker]).http1.push(Idle { sender, made, since: now });
+    }
+
+    fn left(&self, count: usize) {
+        for _ in 0..count {
+            self.gauge().idle_dec();
+        }
+        self.idle.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    fn gauge(&self) -> &ConnectionGauge {
+        self.meters.connections(self.target.cluster)
+    }
+}
+
+/// Idle connections leave the gauges with their pool.
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.left(self.idle.load(Ordering::Relaxed));
+    }
+}
+
+impl Made {
+    fn fits(&self, demand: &Demand<'_>) -> bool {
+        self.wanted == demand.wanted && self.host.as_deref() == demand.host
+    }
+}
+
+impl Shared {
+    fn takes(&self, demand: &Demand<'_>, now: Instant) -> bool {
+        let most = STREAMS.min(self.allowed.load(Ordering::Relaxed)).max(1);
+        self.made.fits(demand)
+            && !self.sender.is_closed()
+            && now < self.made.renew_at
+            && self.in_flight.load(Ordering::Relaxed) < most
+    }
+}
+
+impl Lease {
+    /// The address of the backend.
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.made.address
+    }
+
+    /// What is spoken on the connection.
+    pub fn version(&self) -> http::Version {
+        match self.held {
+            Held::Http2(_) => http::Version::HTTP_2,
+            Held::Http1(_) | Held::Gone => http::Version::HTTP_11,
+        }
+    }
+
+    /// Sends a request and waits for the response head.
+    ///
+    /// # Errors
+    ///
+    /// The connection failed; the request comes back when nothing of it was sent.
+    pub async fn send(&mut self, request: Request<OutBody>) -> Result<Response<Incoming>, SendError> {
+        let result = match &mut self.held {
+            Held::Http1(sender) => sender.try_send_request(request).await,
+            Held::Http2(shared) => shared.sender.clone().try_send_request(request).await,
+            Held::Gone => unreachable!("a lease sends before it is given back"),
+        };
+        result.map_err(|mut error| SendError { unsent: error.take_message(), error: error.into_error() })
+    }
+
+    /// Gives the connection back after a whole exchange. A lease that is only dropped closes an HTTP/1.1 connection.
+    pub fn recycle(mut self) {
+        if let Held::Http1(sender) = std::mem::replace(&mut self.held, Held::Gone) {
+            self.pool.keep(self.worker, sender, self.made.clone());
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.pool.gauge().active_dec();
+        if let Held::Http2(shared) = &self.held {
+            shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn lock(shard: &Shard) -> MutexGuard<'_, Connections> {
+    shard.connections.lock().unwrap_or_else(PoisonError::into_inner)
+}
