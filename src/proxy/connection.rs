@@ -1,0 +1,124 @@
+//! One accepted connection as its requests see it, and what its byte stream must know about them.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::HeaderValue;
+use tokio::time::Sleep;
+
+use super::headers::Scheme;
+use crate::tls::certificates::Certificate;
+
+/// Timers kept for later requests of one connection.
+const KEPT_TIMERS: usize = 4;
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// The data worker that serves it.
+    pub worker: usize,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// The other end's address as a field value.
+    pub peer_text: HeaderValue,
+    /// Whether the listener speaks TLS.
+    pub scheme: Scheme,
+    /// The certificate that the client was shown, with the server name that it asked for.
+    pub shown: Option<Shown>,
+    /// Shared with the byte stream.
+    pub flow: Arc<Flow>,
+}
+
+/// What a TLS client asked for and got.
+#[derive(Debug)]
+pub struct Shown {
+    /// The server name of the handshake, lower case.
+    pub server_name: Option<Box<str>>,
+    /// The certificate.
+    pub certificate: Arc<Certificate>,
+}
+
+impl Shown {
+    /// Whether the client may ask for this host here (RFC 9110, 7.4).
+    pub fn covers(&self, host: &str) -> bool {
+        self.certificate.names.covers(host)
+    }
+}
+
+impl Connection {
+    /// A connection from `peer`.
+    pub fn new(worker: usize, peer: SocketAddr, scheme: Scheme, shown: Option<Shown>, flow: Arc<Flow>) -> Self {
+        let text = peer.ip().to_canonical().to_string();
+        let peer_text = HeaderValue::from_str(&text).expect("an address is visible ASCII");
+        Self { worker, peer, peer_text, scheme, shown, flow }
+    }
+}
+
+/// How busy a connection is. The requests write it, the byte stream reads it to tell a slow client from a slow server.
+#[derive(Debug, Default)]
+pub struct Flow {
+    busy: AtomicU32,
+    served: AtomicU32,
+    broken: AtomicBool,
+    timers: Mutex<Vec<Pin<Box<Sleep>>>>,
+}
+
+impl Flow {
+    /// A request begins; it ends with the guard.
+    pub fn enter(self: &Arc<Self>) -> Busy {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    /// Requests under way.
+    pub fn busy(&self) -> u32 {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    /// Requests that have ended.
+    pub fn served(&self) -> u32 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// A response could not be completed: the connection must end so that nobody takes it for complete.
+    pub fn break_off(&self) {
+        self.broken.store(true, Ordering::Relaxed);
+    }
+
+    /// See [`Flow::break_off`].
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// A timer of an earlier request, so that a request on a kept-alive connection registers none.
+    pub(super) fn take_timer(&self) -> Option<Pin<Box<Sleep>>> {
+        self.timers.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    pub(super) fn keep_timer(&self, timer: Pin<Box<Sleep>>) {
+        let mut timers = self.timers.lock().unwrap_or_else(PoisonError::into_inner);
+        if timers.len() < KEPT_TIMERS {
+            timers.push(timer);
+        }
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub struct Busy(Arc<Flow>);
+
+impl Busy {
+    /// The connection's flow.
+    pub fn flow(&self) -> &Arc<Flow> {
+        &self.0
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.served.fetch_add(1, Ordering::Relaxed);
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
