@@ -2,7 +2,9 @@
 
 pub mod config;
 pub mod net;
+pub mod proxy;
 pub mod readiness;
+pub mod routing;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

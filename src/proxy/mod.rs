@@ -1,0 +1,8 @@
+//! One request.
+
+pub mod client_address;
+pub mod headers;
+pub mod hop_by_hop;
+pub mod host;
+pub mod rewrite;
+pub mod sender;

@@ -1,0 +1,3 @@
+//! What is served now.
+
+pub mod header_plan;
