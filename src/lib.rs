@@ -1,4 +1,6 @@
 //! migration-proxy.
 
 pub mod config;
+pub mod routing;
 pub mod telemetry;
+pub mod upstream;

@@ -1,0 +1,3 @@
+//! One backend of one service.
+
+pub mod breaker;
