@@ -1,3 +1,11 @@
-//! What is served now.
+//! What is served now: services, their rules and shares, and the decision of a request.
 
+pub mod bucket;
+pub mod decide;
 pub mod header_plan;
+pub mod networks;
+pub mod rules;
+pub mod safe_mode;
+pub mod sticky;
+pub mod table;
+pub mod weight;
