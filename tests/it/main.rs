@@ -1,1 +1,13 @@
-fn main() {}
+//! The product on the wire: one test binary, a file for each feature, a real proxy on ports of the system against
+//! scripted origins. What needs other programs (nginx, curl) is in `peers` and says what it left out.
+
+#![allow(clippy::unwrap_used, reason = "the whole binary is a test; a panic is its way to fail")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "threads and tasks of the kit end with the origin or the load that owns them"
+)]
+#![allow(unreachable_pub, reason = "the kit's public face is for this binary")]
+#![allow(dead_code, reason = "the kit offers more than every test uses at a time")]
+
+mod kit;
+mod support;

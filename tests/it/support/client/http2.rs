@@ -1,0 +1,122 @@
+//! An HTTP/2 client over hyper, driven by the calling thread.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsConnector;
+
+use super::super::PATIENCE;
+use super::Response;
+
+/// One HTTP/2 connection.
+pub struct Http2 {
+    runtime: Runtime,
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl Http2 {
+    /// In clear, by prior knowledge.
+    #[track_caller]
+    pub fn plain(address: SocketAddr) -> Self {
+        Self::open(async move { TcpStream::connect(address).await.unwrap() })
+    }
+
+    /// Over TLS; fails unless ALPN agrees on h2.
+    #[track_caller]
+    pub fn tls(address: SocketAddr, sni: &str, config: &Arc<ClientConfig>) -> Self {
+        let connector = TlsConnector::from(config.clone());
+        let name = ServerName::try_from(sni.to_owned()).unwrap();
+        Self::open(async move {
+            let stream = connector.connect(name, TcpStream::connect(address).await.unwrap()).await.unwrap();
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]), "the server agrees on HTTP/2");
+            stream
+        })
+    }
+
+    fn open<S>(connect: impl Future<Output = S>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let sender = runtime.block_on(async {
+            let stream = connect.await;
+            let mut builder = Builder::new(TokioExecutor::new());
+            builder.timer(TokioTimer::new()).max_header_list_size(1024 * 1024);
+            let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+            tokio::spawn(connection);
+            sender
+        });
+        Self { runtime, sender }
+    }
+
+    /// A GET of an absolute address.
+    #[track_caller]
+    pub fn get(&self, uri: &str) -> Response {
+        self.exchange(Request::get(uri).body(Bytes::new()).unwrap())
+            .unwrap_or_else(|error| panic!("GET {uri}: {error}"))
+    }
+
+    /// One exchange; the error is hyper's text.
+    pub fn exchange(&self, request: Request<Bytes>) -> Result<Response, String> {
+        self.exchanges(vec![request]).pop().expect("one request, one result")
+    }
+
+    /// Exchanges side by side on the one connection; results in the order of the requests.
+    pub fn exchanges(&self, requests: Vec<Request<Bytes>>) -> Vec<Result<Response, String>> {
+        self.runtime.block_on(async {
+            let started: Vec<_> = requests
+                .into_iter()
+                .map(|request| tokio::spawn(tokio::time::timeout(PATIENCE, one(self.sender.clone(), request))))
+                .collect();
+            let mut results = Vec::with_capacity(started.len());
+            for task in started {
+                results.push(task.await.unwrap().unwrap_or_else(|_| Err("timeout".to_owned())));
+            }
+            results
+        })
+    }
+
+    /// Whether the connection ends within `patience`.
+    pub fn is_closed_within(&self, patience: Duration) -> bool {
+        let poll = async {
+            while !self.sender.is_closed() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        self.runtime.block_on(async { tokio::time::timeout(patience, poll).await.is_ok() })
+    }
+}
+
+async fn one(mut sender: SendRequest<Full<Bytes>>, request: Request<Bytes>) -> Result<Response, String> {
+    let text = |error: hyper::Error| format!("{error:?}");
+    sender.ready().await.map_err(text)?;
+    let (head, mut body) = sender.send_request(request.map(Full::new)).await.map_err(text)?.into_parts();
+    let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
+    let fields = |map: &http::HeaderMap| {
+        map.iter().map(|(name, value)| (name.to_string(), latin1(value.as_bytes()))).collect::<Vec<(String, String)>>()
+    };
+    let mut response = Response {
+        version: format!("{:?}", head.version),
+        status: head.status.as_u16(),
+        headers: fields(&head.headers),
+        ..Response::default()
+    };
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(text)?.into_data() {
+            Ok(bytes) => response.body.extend_from_slice(&bytes),
+            Err(frame) => response.trailers.extend(frame.trailers_ref().map(fields).unwrap_or_default()),
+        }
+    }
+    Ok(response)
+}

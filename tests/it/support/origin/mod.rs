@@ -1,0 +1,301 @@
+//! Scripted origins. Each one lives on a thread with its own runtime, says which side it is, records what it was sent,
+//! and misbehaves on command. It can be killed and come back on the same port.
+
+mod answer;
+mod http1;
+mod http2;
+mod message;
+mod record;
+
+pub use answer::{Answer, End, Gate};
+pub use record::{Recorded, pattern};
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use self::record::{Facts, Shared};
+use super::stream::Stream;
+
+/// What happens to a connection before its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnAccept {
+    /// It is served.
+    Serve,
+    /// It is reset.
+    Reset,
+    /// It is closed.
+    Close,
+    /// Nothing is ever said on it, not even TLS.
+    Hang,
+}
+
+/// A server that does what the test says.
+pub struct Origin {
+    address: SocketAddr,
+    tls: Option<Arc<ServerConfig>>,
+    prior_knowledge: bool,
+    shared: Arc<Shared>,
+    running: Option<Running>,
+}
+
+struct Running {
+    cancel: CancellationToken,
+    thread: JoinHandle<()>,
+}
+
+impl Origin {
+    /// HTTP/1.1 in clear. `side` names it in every default answer: `side=old`.
+    pub fn plain(side: &str) -> Self {
+        Self::start(side, None, false)
+    }
+
+    /// HTTP/2 in clear by prior knowledge.
+    pub fn h2c(side: &str) -> Self {
+        Self::start(side, None, true)
+    }
+
+    /// TLS; HTTP/2 when the configuration's ALPN chooses it.
+    pub fn tls(side: &str, config: Arc<ServerConfig>) -> Self {
+        Self::start(side, Some(config), false)
+    }
+
+    fn start(side: &str, tls: Option<Arc<ServerConfig>>, prior_knowledge: bool) -> Self {
+        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let mut origin = Self {
+            address: listener.local_addr().unwrap(),
+            tls,
+            prior_knowledge,
+            shared: Arc::new(Shared::new(side)),
+            running: None,
+        };
+        origin.run(listener);
+        origin
+    }
+
+    fn run(&mut self, listener: std::net::TcpListener) {
+        let cancel = CancellationToken::new();
+        let (shared, tls, prior_knowledge, stop) =
+            (self.shared.clone(), self.tls.clone(), self.prior_knowledge, cancel.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = TcpListener::from_std(listener).unwrap();
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = accept(listener, shared, tls.map(TlsAcceptor::from), prior_knowledge) => {}
+                }
+            });
+        });
+        self.running = Some(Running { cancel, thread });
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Closes the listener and every connection at once, as a killed process does.
+    pub fn kill(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.cancel.cancel();
+            running.thread.join().unwrap();
+        }
+    }
+
+    /// Listens again on the same port.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.run(listen(self.address));
+    }
+
+    /// Shows another certificate from the next start on.
+    pub fn replace_tls(&mut self, config: Arc<ServerConfig>) {
+        self.tls = Some(config);
+        self.restart();
+    }
+
+    /// The answer for one path (without its query), until it is replaced.
+    pub fn on(&self, path: &str, answer: Answer) -> &Self {
+        self.shared.state().routes.insert(path.to_owned(), answer);
+        self
+    }
+
+    /// The answer for every other path.
+    pub fn otherwise(&self, answer: Answer) -> &Self {
+        self.shared.state().otherwise = Some(answer);
+        self
+    }
+
+    /// Answers that are used once each, in this order, before any other.
+    pub fn next(&self, answers: impl IntoIterator<Item = Answer>) -> &Self {
+        self.shared.state().queue.extend(answers);
+        self
+    }
+
+    /// Decides answer by answer; `None` leaves it to the other settings.
+    pub fn script(&self, script: impl Fn(&Recorded) -> Option<Answer> + Send + Sync + 'static) -> &Self {
+        self.shared.state().script = Some(Arc::new(script));
+        self
+    }
+
+    /// Forgets all answers, so that every request gets `side=…` again.
+    pub fn well_behaved(&self) -> &Self {
+        let mut state = self.shared.state();
+        state.routes.clear();
+        state.queue.clear();
+        state.otherwise = None;
+        state.script = None;
+        state.on_accept = OnAccept::Serve;
+        drop(state);
+        self
+    }
+
+    /// What happens to new connections.
+    pub fn on_accept(&self, what: OnAccept) -> &Self {
+        self.shared.state().on_accept = what;
+        self
+    }
+
+    /// Closes each connection after so many answers, without having said so.
+    pub fn close_after(&self, requests: usize) -> &Self {
+        self.shared.state().close_after = Some(requests);
+        self
+    }
+
+    /// Closes connections that wait so long for their next request.
+    pub fn close_idle(&self, after: Duration) -> &Self {
+        self.shared.state().idle = Some(after);
+        self
+    }
+
+    /// Requests that arrived, counted when their head was complete.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests()
+    }
+
+    /// Connections that were accepted.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections()
+    }
+
+    /// Connections that are open now.
+    pub fn open_connections(&self) -> u64 {
+        self.shared.open()
+    }
+
+    /// Everything that was recorded (the first 20 000 requests).
+    pub fn recorded(&self) -> Vec<Recorded> {
+        self.shared.state().recorded.clone()
+    }
+
+    /// The requests for one path (without its query).
+    pub fn recorded_for(&self, path: &str) -> Vec<Recorded> {
+        self.shared.state().recorded.iter().filter(|request| request.path() == path).cloned().collect()
+    }
+
+    /// The newest request.
+    #[track_caller]
+    pub fn last(&self) -> Recorded {
+        self.shared.state().recorded.last().expect("a request has arrived").clone()
+    }
+
+    /// Forgets what was recorded; the counters go on.
+    pub fn forget(&self) {
+        self.shared.state().forget();
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A loopback port on which nobody listens, for backends that refuse connections.
+pub fn refused_port() -> u16 {
+    listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).local_addr().unwrap().port()
+}
+
+fn listen(address: SocketAddr) -> std::net::TcpListener {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(1024).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.into()
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAcceptor>, prior_knowledge: bool) {
+    loop {
+        let Ok((socket, peer)) = listener.accept().await else { continue };
+        let number = shared.accepted();
+        let (shared, tls) = (shared.clone(), tls.clone());
+        tokio::spawn(async move {
+            let _open = shared.opened();
+            connection(socket, peer, number, &shared, tls, prior_knowledge).await;
+        });
+    }
+}
+
+async fn connection(
+    socket: TcpStream,
+    peer: SocketAddr,
+    number: u64,
+    shared: &Arc<Shared>,
+    tls: Option<TlsAcceptor>,
+    prior_knowledge: bool,
+) {
+    socket.set_nodelay(true).unwrap();
+    let on_accept = shared.state().on_accept;
+    match on_accept {
+        OnAccept::Serve => {}
+        OnAccept::Reset => return Stream::Plain(socket).reset(),
+        OnAccept::Close => return,
+        OnAccept::Hang => return std::future::pending().await,
+    }
+    let mut facts = Facts { connection: number, peer, sni: None, alpn: None, client_certificate: None };
+    let Some(tls) = tls else {
+        let stream = Stream::Plain(socket);
+        return if prior_knowledge {
+            http2::serve(stream, facts, shared).await;
+        } else {
+            http1::serve(stream, facts, shared).await;
+        };
+    };
+    match tls.accept(socket).await {
+        Ok(stream) => {
+            let session = stream.get_ref().1;
+            facts.sni = session.server_name().map(str::to_owned);
+            facts.alpn = session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
+            facts.client_certificate = session.peer_certificates().map(|chain| chain[0].to_vec());
+            let is_http2 = facts.alpn.as_deref() == Some("h2");
+            let stream = Stream::Tls(Box::new(stream));
+            if is_http2 {
+                http2::serve(stream, facts, shared).await;
+            } else {
+                http1::serve(stream, facts, shared).await;
+            }
+        }
+        Err(error) => shared.state().handshake_errors.push(error.to_string()),
+    }
+}
+
+impl Origin {
+    /// Why TLS handshakes failed, as the origin saw it.
+    pub fn handshake_errors(&self) -> Vec<String> {
+        self.shared.state().handshake_errors.clone()
+    }
+}
