@@ -567,7 +567,7 @@ pub enum FailureKind {
 }
 
 /// `fallback`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fallback {
     /// False: no breaker and no replay on old.
     pub enabled: bool,

@@ -373,33 +373,3 @@ pub fn reveal(headers: &mut HeaderMap, target: &'static str, reason: &'static st
         headers.insert(HeaderName::from_static("x-migration-bucket"), text);
     }
 }
-
-/// Removes from trailers what belongs into heads only: framing, routing and credentials (RFC 9110 section 6.5.1).
-pub fn clean_trailers(trailers: &mut HeaderMap) {
-    const UNWANTED: [&str; 16] = [
-        "host",
-        "content-length",
-        "transfer-encoding",
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "upgrade",
-        "te",
-        "trailer",
-        "authorization",
-        "proxy-authorization",
-        "cookie",
-        "set-cookie",
-        "location",
-        "content-encoding",
-        "cdn-loop",
-    ];
-    for name in UNWANTED {
-        trailers.remove(name);
-    }
-    let claims: Vec<HeaderName> =
-        trailers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
-    for name in claims {
-        trailers.remove(name);
-    }
-}

@@ -1,6 +1,5 @@
 //! One request.
 
-pub mod client_address;
 pub mod headers;
 pub mod hop_by_hop;
 pub mod host;

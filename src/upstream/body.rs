@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
@@ -144,10 +144,12 @@ impl Upload {
     fn accept(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, UploadFault> {
         let data = match frame.into_data() {
             Ok(data) => data,
-            Err(frame) => return Ok(frame.map_data(|_: Bytes| Bytes::new()).into_trailers().map_or_else(
-                |_| Frame::data(Bytes::new()),
-                |trailers| Frame::trailers(forwardable(trailers)),
-            )),
+            Err(mut frame) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    clean_trailers(trailers);
+                }
+                return Ok(frame);
+            }
         };
         let total = self.progress.note(data.len());
         if self.limit.is_some_and(|limit| total > limit) {
@@ -180,32 +182,34 @@ impl Upload {
     }
 }
 
-/// Trailers may not carry framing, routing, authentication or forwarding fields (RFC 9110, 6.5.1).
-fn forwardable(trailers: HeaderMap) -> HeaderMap {
-    const FORBIDDEN: [http::HeaderName; 12] = [
-        http::header::CONTENT_LENGTH,
-        http::header::TRANSFER_ENCODING,
-        http::header::HOST,
-        http::header::CONNECTION,
-        http::header::UPGRADE,
-        http::header::TE,
-        http::header::TRAILER,
-        http::header::AUTHORIZATION,
-        http::header::PROXY_AUTHORIZATION,
-        http::header::COOKIE,
-        http::header::SET_COOKIE,
-        http::header::EXPECT,
+/// Removes from trailers what belongs into heads only: framing, routing and credentials (RFC 9110 section 6.5.1).
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    const UNWANTED: [&str; 16] = [
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "upgrade",
+        "te",
+        "trailer",
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "set-cookie",
+        "location",
+        "content-encoding",
+        "cdn-loop",
     ];
-    let mut kept = HeaderMap::with_capacity(trailers.len());
-    let mut name = None;
-    for (next, value) in trailers {
-        name = next.or(name);
-        let Some(name) = &name else { continue };
-        if !FORBIDDEN.contains(name) && !name.as_str().starts_with("x-forwarded-") {
-            kept.append(name.clone(), value);
-        }
+    for name in UNWANTED {
+        trailers.remove(name);
     }
-    kept
+    let claims: Vec<HeaderName> =
+        trailers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
+    for name in claims {
+        trailers.remove(name);
+    }
 }
 
 impl Body for OutBody {

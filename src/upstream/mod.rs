@@ -5,3 +5,119 @@ pub mod breaker;
 pub mod connect;
 pub mod pool;
 pub mod resolve;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use breaker::{Availability, Breaker, Permit, State, Transition, Verdict};
+use pool::Pool;
+
+use crate::telemetry::labels::BreakerState;
+use crate::telemetry::metrics::ServiceMeters;
+
+/// A cluster as one service sees it.
+pub struct Upstream {
+    /// Its connections.
+    pub pool: Arc<Pool>,
+    /// Its circuit breaker; old has none.
+    pub breaker: Option<Arc<Breaker>>,
+    waiting: Arc<AtomicUsize>,
+    max_waiting: Option<usize>,
+    meters: Arc<ServiceMeters>,
+}
+
+impl Upstream {
+    /// An upstream on these parts; `previous` hands over how much waits.
+    pub fn new(
+        pool: Arc<Pool>,
+        breaker: Option<Arc<Breaker>>,
+        max_waiting: Option<usize>,
+        meters: Arc<ServiceMeters>,
+        previous: Option<&Self>,
+    ) -> Self {
+        let waiting = previous.map_or_else(Arc::default, |previous| previous.waiting.clone());
+        Self { pool, breaker, waiting, max_waiting, meters }
+    }
+
+    /// Whether the cluster would be asked; changes nothing.
+    pub fn availability(&self, now: Instant) -> Availability {
+        self.breaker.as_ref().map_or(Availability::Available, |breaker| breaker.availability(now))
+    }
+
+    /// Leave to send one request; `None` while the breaker is open.
+    pub fn admit(&self, now: Instant) -> Option<Admission> {
+        let Some(breaker) = &self.breaker else {
+            return Some(Admission { permit: None, meters: self.meters.clone() });
+        };
+        let permit = breaker.admit(now)?;
+        if let Some(transition) = permit.transition() {
+            announce(&self.meters, transition);
+        }
+        Some(Admission { permit: Some((breaker.clone(), permit)), meters: self.meters.clone() })
+    }
+
+    /// A place among the requests that wait for a response head; `None` when there are enough.
+    pub fn wait(&self) -> Option<Waiting> {
+        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let place = Waiting(self.waiting.clone());
+        // The place that was one too many is given back by its drop.
+        self.max_waiting.is_none_or(|most| waiting < most).then_some(place)
+    }
+}
+
+/// A place among the waiting.
+#[derive(Debug)]
+pub struct Waiting(Arc<AtomicUsize>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Leave to send one request. Dropped without a verdict it leaves no trace, and a probe's place is free again.
+pub struct Admission {
+    permit: Option<(Arc<Breaker>, Permit)>,
+    meters: Arc<ServiceMeters>,
+}
+
+impl Admission {
+    /// The upstream did what it should, or not.
+    pub fn settle(mut self, verdict: Verdict) {
+        if let Some((breaker, permit)) = self.permit.take()
+            && let Some(transition) = breaker.settle(permit, verdict, Instant::now())
+        {
+            announce(&self.meters, transition);
+        }
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if let Some((breaker, permit)) = self.permit.take() {
+            breaker.abandon(permit);
+        }
+    }
+}
+
+fn announce(meters: &ServiceMeters, transition: Transition) {
+    let to = BreakerState::from(transition.to);
+    meters.breaker_transition(to);
+    let (service, from, to) = (meters.service(), transition.from.as_str(), to.as_str());
+    if transition.to == State::Open {
+        tracing::warn!(service, from, to, "breaker opened, the old cluster answers");
+    } else {
+        tracing::info!(service, from, to, "breaker changed");
+    }
+}
+
+impl From<State> for BreakerState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Closed => Self::Closed,
+            State::Open => Self::Open,
+            State::HalfOpen => Self::HalfOpen,
+        }
+    }
+}

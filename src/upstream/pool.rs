@@ -150,9 +150,9 @@ impl Pool {
         &self.target
     }
 
-    /// A pool for that target and those bounds would be this one.
-    pub fn serves(&self, target: &Target, bounds: Bounds) -> bool {
-        self.bounds == bounds && self.target.is_same(target)
+    /// A pool for that target, with those bounds and counters, would be this one.
+    pub fn serves(&self, target: &Target, bounds: Bounds, meters: &Arc<ServiceMeters>) -> bool {
+        self.bounds == bounds && Arc::ptr_eq(&self.meters, meters) && self.target.is_same(target)
     }
 
     /// A connection: a waiting one, or a new one.

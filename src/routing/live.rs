@@ -1,0 +1,41 @@
+//! The snapshot that is being served. Readers never wait; a request that has its service keeps it.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::service::{Edge, Service};
+use super::snapshot::Snapshot;
+
+/// The current snapshot.
+pub struct Live {
+    current: ArcSwap<Snapshot>,
+}
+
+impl Live {
+    /// Serves `snapshot`.
+    pub fn new(snapshot: Snapshot) -> Arc<Self> {
+        Arc::new(Self { current: ArcSwap::from_pointee(snapshot) })
+    }
+
+    /// The service of a host (lower case, without port), or what answers a host that nobody claims.
+    pub fn service(&self, host: &str) -> Result<Arc<Service>, Arc<Edge>> {
+        let snapshot = self.current.load();
+        snapshot.table.find(host).cloned().ok_or_else(|| snapshot.edge.clone())
+    }
+
+    /// What holds for every request.
+    pub fn edge(&self) -> Arc<Edge> {
+        self.current.load().edge.clone()
+    }
+
+    /// The whole snapshot.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Serves `snapshot` from the next request on.
+    pub fn install(&self, snapshot: Snapshot) {
+        self.current.store(Arc::new(snapshot));
+    }
+}
