@@ -72,3 +72,45 @@ fn every_mistake_has_its_place_and_its_words() {
         }
     }
 }
+fn manifest_directory(below: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(below)
+}
+
+/// `tests/golden/config` holds broken files and, beside each, what is printed about it. `UPDATE_GOLDEN=1` writes the
+/// answers anew.
+#[test]
+fn broken_files_are_reported_as_written_beside_them() {
+    let directory = manifest_directory("tests/golden/config");
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let mut files: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    files.sort();
+    assert!(files.len() >= 40, "golden files are missing");
+    for path in files {
+        let content = source::read(&path).unwrap().content;
+        let text = Text::new(path.file_name().unwrap().to_string_lossy(), content);
+        let shown = match parse(&text, &Environment::new()) {
+            Ok(parsed) => render_all(&parsed.warnings, &text, false),
+            Err(error) => error.render(false),
+        };
+        let golden = path.with_extension("txt");
+        if update {
+            std::fs::write(&golden, &shown).unwrap();
+        }
+        assert_eq!(shown, std::fs::read_to_string(&golden).unwrap(), "{}", path.display());
+        assert!(!shown.is_empty(), "{} has no problem", path.display());
+    }
+}
+
+#[test]
+fn every_example_loads() {
+    let services = [("minimal", 1), ("example", 2), ("full", 21), ("templates", 500), ("migration-configmap", 2)];
+    for (name, count) in services {
+        let path = manifest_directory(&format!("config/{name}.yaml"));
+        let text = source::read(&path).unwrap();
+        match parse(&text, &Environment::new()) {
+            Ok(parsed) => assert_eq!(parsed.config.services.len(), count, "{name}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
