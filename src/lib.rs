@@ -1,6 +1,8 @@
 //! migration-proxy.
 
+pub mod admin;
 pub mod config;
+pub mod control;
 pub mod net;
 pub mod proxy;
 pub mod readiness;
