@@ -1,3 +1,4 @@
 //! One backend of one service.
 
 pub mod breaker;
+mod ratio;
