@@ -246,34 +246,8 @@ pub fn set_cookie_value(name: &str, key: FreshKey, secure: bool) -> Option<Heade
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
-
+    use super::super::rules::fixture::{headers, sticky};
     use super::*;
-    use crate::config::KeySource;
-
-    fn sticky(by: &[&str]) -> Sticky {
-        let source = |text: &&str| {
-            let kind = match text.split_once(':') {
-                Some(("header", name)) => KeyKind::Header(HeaderName::try_from(name).expect("a header name")),
-                Some(("cookie", name)) => KeyKind::Cookie(name.to_owned()),
-                Some(("jwt", name)) => KeyKind::Jwt(name.to_owned()),
-                _ => KeyKind::ClientIp,
-            };
-            KeySource { text: (*text).to_owned(), kind }
-        };
-        Sticky { by: by.iter().map(source).collect(), salt: "a".to_owned(), set_cookie: None }
-    }
-
-    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for (name, value) in fields {
-            map.append(
-                HeaderName::try_from(*name).expect("a header name"),
-                HeaderValue::from_bytes(value.as_bytes()).expect("a header value"),
-            );
-        }
-        map
-    }
 
     fn key_of(by: &[&str], fields: &[(&str, &str)], client: &str) -> Option<(usize, String)> {
         let headers = headers(fields);
@@ -326,7 +300,7 @@ mod tests {
         for (token, expected) in [
             (token(r#"{"sub":"u"}"#), Some("u")),
             (token(r#"{"a":{"sub":"no"},"b":[1],"sub":"\u0075"}"#), Some("u")),
-            (format!("e30.{}==.c2ln", token(r#"{"sub":"u1"}"#).split('.').nth(1).expect("three parts")), None),
+            (token(r#"{"sub":"u"}"#).replacen(".c2ln", "=.c2ln", 1), Some("u")),
             (token(r#"{"sub":7}"#), None),
             (token(r#"{"sub":["u"]}"#), None),
             (token(r#"{"sub":null}"#), None),
@@ -343,9 +317,6 @@ mod tests {
         ] {
             let field = format!("Bearer {token}");
             let found = key_of(&["jwt:sub"], &[("authorization", &field)], "10.0.0.1");
-            if token.contains("==") {
-                continue;
-            }
             assert_eq!(found.as_ref().map(|(_, key)| key.as_str()), expected, "{token}");
         }
         for field in ["", "Bearer", "Bearer ", "Bearere30.e30.x"] {

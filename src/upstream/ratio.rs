@@ -4,12 +4,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::breaker::Verdict;
-
 /// More slots follow the window closer; each costs two words.
 const SLOTS: u64 = 10;
 
-/// One failure in [`Slot::counts`]; a verdict is 1.
+/// One failure in `Slot::counts`; a verdict is 1.
 const FAILURE: u64 = 1 << 32;
 
 /// Verdicts of a sliding window. Times are microseconds since an origin of the caller's.
@@ -46,13 +44,9 @@ impl Ratio {
         ratio
     }
 
-    /// Counts one verdict: a load and an addition, but for the first one of each slot.
-    pub(super) fn record(&self, verdict: Verdict, now: u64) {
-        let count = match verdict {
-            Verdict::Success => 1,
-            Verdict::Failure => 1 + FAILURE,
-        };
-        self.slot(now).counts.fetch_add(count, Ordering::Relaxed);
+    /// Counts verdicts, `failures` of them bad: a load and an addition, but for the first time in each slot.
+    pub(super) fn add(&self, verdicts: u64, failures: u64, now: u64) {
+        self.slot(now).counts.fetch_add(verdicts + failures * FAILURE, Ordering::Relaxed);
     }
 
     /// Verdicts within the window, and the failures among them.
@@ -106,13 +100,13 @@ mod tests {
     fn verdicts_leave_with_their_slot() {
         let ratio = Ratio::new(10 * SECOND);
 
-        ratio.record(Verdict::Failure, 0);
-        ratio.record(Verdict::Success, 5 * SECOND);
+        ratio.add(1, 1, 0);
+        ratio.add(1, 0, 5 * SECOND);
         assert_eq!(ratio.totals(9 * SECOND), (2, 1));
         assert_eq!(ratio.totals(10 * SECOND), (1, 0));
         assert_eq!(ratio.totals(15 * SECOND), (0, 0));
 
-        ratio.record(Verdict::Failure, 10 * SECOND);
+        ratio.add(1, 1, 10 * SECOND);
         assert_eq!(ratio.totals(10 * SECOND), (2, 1));
         assert_eq!(ratio.totals(40_000_000 * SECOND), (0, 0));
     }
@@ -120,7 +114,7 @@ mod tests {
     #[test]
     fn a_cleared_window_is_empty_and_a_copied_one_is_not() {
         let ratio = Ratio::new(10 * SECOND);
-        ratio.record(Verdict::Failure, 3 * SECOND);
+        ratio.add(1, 1, 3 * SECOND);
 
         assert_eq!(Ratio::with_counts_of(&ratio, 10 * SECOND).totals(3 * SECOND), (1, 1));
         assert_eq!(Ratio::with_counts_of(&ratio, 20 * SECOND).totals(3 * SECOND), (0, 0));
