@@ -279,7 +279,10 @@ pub(super) mod fixture {
         }
     }
 
-    pub(in crate::routing) fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+    /// Names and values of header fields.
+    pub(in crate::routing) type Fields<'a> = &'a [(&'a str, &'a str)];
+
+    pub(in crate::routing) fn headers(fields: Fields<'_>) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in fields {
             map.append(
@@ -300,7 +303,7 @@ pub(super) mod fixture {
 mod tests {
     use regex::Regex;
 
-    use super::fixture::{canary_with_rules, facts, headers, migration, one_of};
+    use super::fixture::{Fields, canary_with_rules, facts, headers, migration, one_of};
     use super::*;
 
     #[test]
@@ -339,7 +342,7 @@ mod tests {
         let first = Some(Match { rule: RuleId::Header(0), target: Cluster::New });
         let second = Some(Match { rule: RuleId::Header(1), target: Cluster::Old });
 
-        let cases: [(&[(&str, &str)], Option<Match>); 6] = [
+        let cases: [(Fields<'_>, Option<Match>); 6] = [
             (&[("X-PIN", "new")], first),
             (&[("x-pin", "old")], second),
             (&[("x-pin", "old"), ("x-pin", "new")], first),

@@ -84,10 +84,21 @@ impl Permit {
         self.probe
     }
 
+    /// What to keep after the verdict, in case the answer's body ends early.
+    pub fn admitted(&self) -> Admitted {
+        Admitted { generation: self.generation }
+    }
+
     /// The change of state that giving this permit caused: the first probe makes an open breaker half-open.
     pub fn transition(&self) -> Option<Transition> {
         self.transition
     }
+}
+
+/// The state in which a request was admitted; see [`Breaker::fail_after`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    generation: u64,
 }
 
 /// What `/status` shows.
@@ -238,6 +249,7 @@ impl Breaker {
     }
 
     /// Takes a permit back with what became of the request.
+    #[expect(clippy::needless_pass_by_value, reason = "a permit goes back once")]
     pub fn settle(&self, permit: Permit, verdict: Verdict, now: Instant) -> Option<Transition> {
         if !self.settings.enabled || permit.generation != self.phase().generation {
             return None;
@@ -255,8 +267,17 @@ impl Breaker {
         }
     }
 
+    /// Counts one more failure for a request whose verdict was given at the head, because its body ended early. Bodies of
+    /// probes do not count: the head was their verdict.
+    pub fn fail_after(&self, admitted: Admitted, now: Instant) -> Option<Transition> {
+        let phase = self.phase();
+        let counts = self.settings.enabled && phase.state == State::Closed && phase.generation == admitted.generation;
+        if counts { self.settle_failure(admitted.generation, now) } else { None }
+    }
+
     /// Takes a permit back without a verdict: the client left, or a limit of ours ended the request. A probe's place
     /// is free again.
+    #[expect(clippy::needless_pass_by_value, reason = "a permit goes back once")]
     pub fn abandon(&self, permit: Permit) {
         if permit.probe {
             let _slow = self.lock();
@@ -590,6 +611,26 @@ mod tests {
         }
         assert!(settle(&breaker, Verdict::Failure, start + SECOND).is_some());
         assert_eq!(breaker.availability(start + SECOND * 2), Availability::Open);
+    }
+
+    #[test]
+    fn bodies_that_end_early_count_while_nothing_changed() {
+        let start = Instant::now();
+        let breaker = Breaker::new(&fallback(), start);
+        let admitted = breaker.admit(start).map(|permit| permit.admitted()).expect("closed");
+
+        for _ in 0..4 {
+            assert_eq!(breaker.fail_after(admitted, start), None);
+        }
+        assert!(breaker.fail_after(admitted, start).is_some());
+        assert_eq!(breaker.fail_after(admitted, start), None);
+
+        let later = start + RECOVERY;
+        let probe = breaker.admit(later).expect("a probe passes");
+        let admitted = probe.admitted();
+        breaker.settle(probe, Verdict::Success, later);
+        assert_eq!(breaker.fail_after(admitted, later), None);
+        assert_eq!(breaker.report(later).state, State::HalfOpen);
     }
 
     #[test]
