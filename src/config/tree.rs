@@ -130,6 +130,7 @@ pub(super) fn parse(text: &str, shift: Shift, mistakes: &mut Vec<Mistake>) -> Op
     let mut builder = Builder {
         parser: Parser::new_from_str_with_options(text, options),
         anchors: HashMap::new(),
+        text,
         shift,
         expanded: 0,
         limit: MAX_EXPANSION * text.len().max(SMALL_FILE),
@@ -147,6 +148,7 @@ pub(super) fn parse(text: &str, shift: Shift, mistakes: &mut Vec<Mistake>) -> Op
 struct Builder<'t, 'm> {
     parser: Parser<'t, StrInput<'t>>,
     anchors: HashMap<usize, Anchor>,
+    text: &'t str,
     shift: Shift,
     /// Bytes of all scalars so far, aliases followed; an empty value and a collection count as one.
     expanded: usize,
@@ -326,23 +328,50 @@ impl<'t> Builder<'t, '_> {
     }
 
     fn syntax(&self, error: &ScanError) -> Mistake {
+        let mut at = *error.marker();
         let (message, help) = match error.kind() {
             ErrorKind::TabNotAllowed
             | ErrorKind::TabInBlockIndentation
             | ErrorKind::TabInIndentation
             | ErrorKind::TabAtBlockScalarStart
-            | ErrorKind::TabInPlainScalar => ("a tab cannot indent YAML".to_owned(), "use spaces"),
+            | ErrorKind::TabInPlainScalar => {
+                at = self.tab_below(at);
+                ("a tab cannot indent YAML".to_owned(), "use spaces")
+            }
             ErrorKind::UnknownAnchor => {
                 ("no anchor of this name stands above".to_owned(), "define it with &name first")
             }
             ErrorKind::RecursionLimitExceeded => ("nested too deeply".to_owned(), ""),
-            ErrorKind::UnclosedQuotedScalar => ("a quote is never closed".to_owned(), "close it on its line"),
-            ErrorKind::InvalidIndentation => {
-                ("the indentation fits no key above".to_owned(), "align keys of one mapping in one column")
+            ErrorKind::UnclosedQuotedScalar | ErrorKind::InvalidQuotedScalarIndent => {
+                ("a quote above is never closed".to_owned(), "close it on its line")
+            }
+            ErrorKind::InvalidIndentation
+            | ErrorKind::ExpectedBlockMappingKey
+            | ErrorKind::ExpectedBlockSequenceEntry => {
+                ("the indentation fits nothing above".to_owned(), "align the keys of one mapping in one column")
+            }
+            ErrorKind::MappingValueNotAllowed => {
+                ("a colon is not expected here".to_owned(), "quote a value that contains a colon and a space")
             }
             ErrorKind::UnclosedFlowCollection { open } => (format!("this {open} is never closed"), ""),
             kind => (format!("this is not YAML: {kind}"), ""),
         };
-        self.mistake(Span::empty(*error.marker()), &message, help)
+        self.mistake(Span::empty(self.within(at)), &message, help)
+    }
+
+    /// The first tab that indents a line; the parser may notice it late or early.
+    fn tab_below(&self, at: Marker) -> Marker {
+        let lines = self.text.lines().enumerate().skip(at.line().saturating_sub(1));
+        let indentation = |line: &str| line.len() - line.trim_start_matches([' ', '\t']).len();
+        let tab = |(number, line): (usize, &str)| Some((number, line[..indentation(line)].find('\t')?));
+        lines.map(tab).find_map(|tab| tab).map_or(at, |(number, column)| Marker::new(0, number + 1, column))
+    }
+
+    /// The same place, or the end of the text when it lies behind it.
+    fn within(&self, at: Marker) -> Marker {
+        match self.text.lines().enumerate().last() {
+            Some((last, line)) if at.line() > last + 1 => Marker::new(0, last + 1, line.chars().count()),
+            _ => at,
+        }
     }
 }
