@@ -67,10 +67,13 @@ fn shift(scalar: &Scalar, place: Place, source: &str) -> Shift {
     let Some((index, first)) = scalar.text.lines().enumerate().find(|(_, line)| !line.trim().is_empty()) else {
         return fixed;
     };
-    // The place of a block is its |, whose line is followed by the block's first line.
-    let Some(outer) = source.lines().nth(place.line as usize + index) else { return fixed };
+    // The place of a block is its first line that is not blank.
+    let lines = (place.line as usize).checked_sub(1 + index);
+    let Some((outer, lines)) = source.lines().nth(place.line.saturating_sub(1) as usize).zip(lines) else {
+        return fixed;
+    };
     match outer.strip_suffix(first) {
-        Some(indent) => Shift { lines: place.line, columns: indent.chars().count() as u32, fixed: None },
+        Some(indent) => Shift { lines: lines as u32, columns: indent.chars().count() as u32, fixed: None },
         None => fixed,
     }
 }
@@ -140,18 +143,20 @@ pub(super) fn combinations(decoder: &mut Decoder<'_>, node: &Node, path: &Path<'
     };
     let name = node.get("name").and_then(Node::text).unwrap_or_default();
     let mut all = once();
+    // Stand-ins let the rest of a wrong template be read.
+    let stand_in = || vec![entries.iter().map(|entry| (entry.key.clone(), "0".to_owned())).collect()];
     for entry in entries.iter().filter(|entry| !entry.key.starts_with("x-")) {
         let path = path.key(&entry.key);
         if !name.contains(&format!("{{{}}}", entry.key)) {
             let wrong = Wrong::new(format!("the name does not contain {{{}}}", entry.key));
             decoder.problems.error(entry.key_place, &path, wrong.help("every service needs its own name"));
-            return once();
+            return stand_in();
         }
-        let Some(values) = values_of(decoder, &entry.value, &path) else { return once() };
+        let Some(values) = values_of(decoder, &entry.value, &path) else { return stand_in() };
         if all.len() * values.len() > MAX_EXPANSION {
             let wrong = Wrong::new(format!("this makes more than {MAX_EXPANSION} services"));
             decoder.problems.error(entry.value.place, &path, wrong);
-            return once();
+            return stand_in();
         }
         let with = |base: &Variables, value: &String| {
             let mut variables = base.clone();
@@ -161,6 +166,16 @@ pub(super) fn combinations(decoder: &mut Decoder<'_>, node: &Node, path: &Path<'
         all = all.iter().flat_map(|base| values.iter().map(move |value| with(base, value))).collect();
     }
     all
+}
+
+/// A value for each variable of all templates, so that `defaults` which use them can be read.
+pub(super) fn stand_ins(services: &Node) -> Variables {
+    let Value::List(entries) = &services.value else { return Variables::new() };
+    let names = entries.iter().filter_map(|entry| entry.get("expand")?.entries()).flat_map(|names| names.iter());
+    let mut variables: Variables = names.map(|name| (name.key.clone(), "0".to_owned())).collect();
+    variables.sort_unstable();
+    variables.dedup();
+    variables
 }
 
 /// `02..20`, or a list.

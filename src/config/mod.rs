@@ -73,6 +73,11 @@ fn root(text: &Text, decoder: &mut Decoder<'_>) -> Option<tree::Node> {
         decoder.problems.error(Place { line: 1, column: 1, width: 1 }, &Path::TOP, wrong);
         return None;
     }
+    if let Some(root) = root.as_ref().filter(|root| root.entries().is_none()) {
+        let wrong = Wrong::new(format!("expected a mapping, found {}", root.kind()));
+        decoder.problems.error(root.place, &Path::TOP, wrong.help("write at least one entry under services:"));
+        return None;
+    }
     root
 }
 

@@ -130,6 +130,7 @@ pub(super) fn parse(text: &str, shift: Shift, mistakes: &mut Vec<Mistake>) -> Op
     let mut builder = Builder {
         parser: Parser::new_from_str_with_options(text, options),
         anchors: HashMap::new(),
+        text,
         shift,
         expanded: 0,
         limit: MAX_EXPANSION * text.len().max(SMALL_FILE),
@@ -147,6 +148,7 @@ pub(super) fn parse(text: &str, shift: Shift, mistakes: &mut Vec<Mistake>) -> Op
 struct Builder<'t, 'm> {
     parser: Parser<'t, StrInput<'t>>,
     anchors: HashMap<usize, Anchor>,
+    text: &'t str,
     shift: Shift,
     /// Bytes of all scalars so far, aliases followed; an empty value and a collection count as one.
     expanded: usize,
@@ -326,23 +328,110 @@ impl<'t> Builder<'t, '_> {
     }
 
     fn syntax(&self, error: &ScanError) -> Mistake {
+        let mut at = *error.marker();
         let (message, help) = match error.kind() {
             ErrorKind::TabNotAllowed
             | ErrorKind::TabInBlockIndentation
             | ErrorKind::TabInIndentation
             | ErrorKind::TabAtBlockScalarStart
-            | ErrorKind::TabInPlainScalar => ("a tab cannot indent YAML".to_owned(), "use spaces"),
+            | ErrorKind::TabInPlainScalar => {
+                at = self.tab_below(at);
+                ("a tab cannot indent YAML".to_owned(), "use spaces")
+            }
             ErrorKind::UnknownAnchor => {
                 ("no anchor of this name stands above".to_owned(), "define it with &name first")
             }
             ErrorKind::RecursionLimitExceeded => ("nested too deeply".to_owned(), ""),
-            ErrorKind::UnclosedQuotedScalar => ("a quote is never closed".to_owned(), "close it on its line"),
-            ErrorKind::InvalidIndentation => {
-                ("the indentation fits no key above".to_owned(), "align keys of one mapping in one column")
+            ErrorKind::UnclosedQuotedScalar | ErrorKind::InvalidQuotedScalarIndent => {
+                ("a quote above is never closed".to_owned(), "close it on its line")
+            }
+            ErrorKind::InvalidIndentation
+            | ErrorKind::ExpectedBlockMappingKey
+            | ErrorKind::ExpectedBlockSequenceEntry => {
+                ("the indentation fits nothing above".to_owned(), "align the keys of one mapping in one column")
+            }
+            ErrorKind::MappingValueNotAllowed => {
+                ("a colon is not expected here".to_owned(), "quote a value that contains a colon and a space")
             }
             ErrorKind::UnclosedFlowCollection { open } => (format!("this {open} is never closed"), ""),
             kind => (format!("this is not YAML: {kind}"), ""),
         };
-        self.mistake(Span::empty(*error.marker()), &message, help)
+        self.mistake(Span::empty(self.within(at)), &message, help)
+    }
+
+    /// The first tab that indents a line; the parser may notice it late or early.
+    fn tab_below(&self, at: Marker) -> Marker {
+        let lines = self.text.lines().enumerate().skip(at.line().saturating_sub(1));
+        let indentation = |line: &str| line.len() - line.trim_start_matches([' ', '\t']).len();
+        let tab = |(number, line): (usize, &str)| Some((number, line[..indentation(line)].find('\t')?));
+        lines.map(tab).find_map(|tab| tab).map_or(at, |(number, column)| Marker::new(0, number + 1, column))
+    }
+
+    /// The same place, or the end of the text when it lies behind it.
+    fn within(&self, at: Marker) -> Marker {
+        match self.text.lines().enumerate().last() {
+            Some((last, line)) if at.line() > last + 1 => Marker::new(0, last + 1, line.chars().count()),
+            _ => at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(text: &str) -> Node {
+        let mut mistakes = Vec::new();
+        let node = parse(text, Shift::default(), &mut mistakes);
+        assert!(mistakes.is_empty(), "{mistakes:?}");
+        node.unwrap()
+    }
+
+    #[test]
+    fn merged_keys_keep_their_places_and_own_keys_win() {
+        let root = tree("a: &a {x: 1, y: 2}\nb: &b {y: 3, z: 4}\nc: {<<: [*a, *b], x: 5}\n");
+
+        let merged = root.get("c").unwrap();
+
+        let found: Vec<_> =
+            ["x", "y", "z"].map(|key| merged.get(key).map(|node| (node.text(), node.place.line))).into();
+        assert_eq!(found, [Some((Some("5"), 3)), Some((Some("2"), 1)), Some((Some("4"), 2))]);
+    }
+
+    #[test]
+    fn columns_count_characters_from_one() {
+        let root = tree("\u{56e2}\u{961f}: {a: \u{4e8c}, b: \"c\"}\n");
+
+        let node = root.find(&["\u{56e2}\u{961f}", "b"]).unwrap();
+
+        assert_eq!(node.place, Place { line: 1, column: 15, width: 3 });
+    }
+
+    #[test]
+    fn aliases_may_make_a_small_file_640_kib_long_and_no_longer() {
+        let file = |aliases: usize| {
+            let text = "x".repeat(6400);
+            format!("a: &a {text}\nb: [{}]\n", vec!["*a"; aliases].join(","))
+        };
+        let mistakes = |aliases| {
+            let mut mistakes = Vec::new();
+            parse(&file(aliases), Shift::default(), &mut mistakes);
+            mistakes.len()
+        };
+
+        assert_eq!((mistakes(101), mistakes(103)), (0, 1));
+    }
+
+    #[test]
+    fn long_chains_of_aliases_end_before_the_stack_does() {
+        let mut text = "- &a0 [x]\n".to_owned();
+        for index in 1..5000 {
+            text.push_str(&format!("- &a{index} [*a{}]\n", index - 1));
+        }
+        let mut mistakes = Vec::new();
+
+        parse(&text, Shift::default(), &mut mistakes);
+
+        assert_eq!(mistakes[0].message, "nested too deeply");
     }
 }

@@ -15,7 +15,7 @@ use crate::config::Cluster;
 use crate::routing::decide::Decision;
 use crate::routing::service::Service;
 use crate::telemetry::Telemetry;
-use crate::telemetry::access_log::{Line, RequestText, Try};
+use crate::telemetry::access_line::{Line, RequestText, Try};
 use crate::telemetry::labels::{Outcome, Reason, RejectCause, Target};
 use crate::upstream::body::Progress;
 

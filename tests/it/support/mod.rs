@@ -4,9 +4,13 @@
 //! that a test reads from top to bottom.
 
 pub mod certs;
+pub mod cli;
 pub mod client;
 pub mod origin;
-pub mod stream;
+pub mod peers;
+pub mod reach;
+pub mod setup;
+mod stream;
 
 use std::time::{Duration, Instant};
 
