@@ -104,7 +104,11 @@ impl AccessLog {
 
     /// Writes one line into the worker's buffer, or leaves it out by `log.access_sample`. Never waits for the disk.
     pub fn write(&self, worker: usize, line: &Line<'_>) {
-        self.shared.write(worker, line, SystemTime::now());
+        // Read once: a change of the form in between must not mix up the two.
+        let format = self.shared.format.load(Ordering::Relaxed);
+        if format != AccessFormat::Off as u8 && !self.shared.is_left_out(line) {
+            self.shared.write(worker, line, format, SystemTime::now());
+        }
     }
 
     /// Opens what changed settings need, without using it yet.
@@ -160,11 +164,7 @@ impl Shared {
         }
     }
 
-    fn write(&self, worker: usize, line: &Line<'_>, now: SystemTime) {
-        let format = self.format.load(Ordering::Relaxed);
-        if format == AccessFormat::Off as u8 || self.is_left_out(line) {
-            return;
-        }
+    fn write(&self, worker: usize, line: &Line<'_>, format: u8, now: SystemTime) {
         let mut buffer = lock(&self.buffers[worker % self.buffers.len()].0);
         let before = buffer.bytes.len();
         if before >= BUFFER_LIMIT {
@@ -460,12 +460,10 @@ mod tests {
     fn a_full_buffer_drops_and_counts() {
         let (dropped, counter) = counted();
         let shared = Shared::new(1, counter);
-        shared.format.store(AccessFormat::Json as u8, Ordering::Relaxed);
-        shared.sample.store(10_000, Ordering::Relaxed);
         let path = "/".repeat(10_000);
 
         for _ in 0..200 {
-            shared.write(0, &line(&path, &[]), UNIX_EPOCH);
+            shared.write(0, &line(&path, &[]), AccessFormat::Json as u8, UNIX_EPOCH);
         }
 
         let kept = lock(&shared.buffers[0].0).bytes.clone();
