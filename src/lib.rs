@@ -1,6 +1,7 @@
 //! migration-proxy.
 
 pub mod admin;
+pub mod app;
 pub mod config;
 pub mod control;
 pub mod net;
