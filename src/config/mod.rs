@@ -1,7 +1,85 @@
 //! What the operator wrote: text in, a checked [`Config`] or every problem out.
+//!
+//! A file goes through four steps: `source` reads it, `tree` gives every key and value its place, `expand` brings all
+//! accepted forms to one, and `document` and `service` decode that form, collecting every mistake on the way.
 
 pub mod model;
+pub mod problem;
+pub mod source;
 pub mod units;
 
+mod check;
+mod decode;
+mod defaults;
+mod document;
+mod expand;
+mod headers;
+mod interpolate;
+mod rules;
+mod service;
+mod tree;
+mod unavailable;
+mod values;
+
 pub use model::*;
+pub use problem::{ConfigError, Place, Places, Problem, Severity, render_all};
+pub use source::Text;
 pub use units::{Authority, HostPattern, Percent};
+
+use decode::{Decoder, Path};
+use values::Wrong;
+
+/// A file that can be used.
+#[derive(Clone, Debug)]
+pub struct Parsed {
+    /// What it says.
+    pub config: Config,
+    /// What works, but hardly as meant.
+    pub warnings: Vec<Problem>,
+    /// Where keys stand, for problems that later stages find.
+    pub places: Places,
+}
+
+/// Decodes a file, or reports everything that is wrong with it.
+pub fn parse(text: &Text, environment: &Environment) -> Result<Parsed, ConfigError> {
+    let mut decoder = Decoder::new(&text.name, environment);
+    let config = root(text, &mut decoder).map(|root| document::read(&mut decoder, &root));
+    let failed = decoder.problems.has_errors();
+    let problems = decoder.problems.into_sorted();
+    match config {
+        Some(config) if !failed => Ok(Parsed { config, warnings: problems, places: decoder.places }),
+        _ => Err(ConfigError { problems, text: text.clone() }),
+    }
+}
+
+/// The environment of this process; what is not UTF-8 does not exist.
+pub fn environment() -> Environment {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// The tree of the file, a ConfigMap manifest unwrapped.
+fn root(text: &Text, decoder: &mut Decoder<'_>) -> Option<tree::Node> {
+    let mut mistakes = Vec::new();
+    let root = tree::parse(text.body(), tree::Shift::default(), &mut mistakes);
+    let empty = mistakes.is_empty() && root.as_ref().is_none_or(tree::Node::is_null);
+    let root = root.and_then(|root| expand::unwrap_manifest(root, text.body(), &mut mistakes));
+    for tree::Mistake { place, message, help } in mistakes {
+        decoder.problems.error(place, &Path::TOP, Wrong { message, help });
+    }
+    if empty {
+        let wrong = Wrong::new("the file is empty").help("write at least one entry under services:");
+        decoder.problems.error(Place { line: 1, column: 1, width: 1 }, &Path::TOP, wrong);
+        return None;
+    }
+    if let Some(root) = root.as_ref().filter(|root| root.entries().is_none()) {
+        let wrong = Wrong::new(format!("expected a mapping, found {}", root.kind()));
+        decoder.problems.error(root.place, &Path::TOP, wrong.help("write at least one entry under services:"));
+        return None;
+    }
+    root
+}
+
+#[cfg(test)]
+mod tests;
