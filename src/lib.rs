@@ -5,6 +5,7 @@ pub mod net;
 pub mod proxy;
 pub mod readiness;
 pub mod routing;
+pub mod server;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

@@ -1,6 +1,8 @@
 //! The end of the process: tells tasks to finish and knows when they have. `app` holds the [`Trigger`]; everything that
 //! lives longer than one call holds a [`Drain`].
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -9,7 +11,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Makes the two ends.
 pub fn channel() -> (Trigger, Drain) {
-    let drain = Drain { token: CancellationToken::new(), open: TaskTracker::new() };
+    let drain = Drain { started: Arc::default(), token: CancellationToken::new(), open: TaskTracker::new() };
     (Trigger { drain: drain.clone() }, drain)
 }
 
@@ -22,6 +24,7 @@ pub struct Trigger {
 impl Trigger {
     /// Tells everybody to finish and waits up to `grace`; true when nothing was left open.
     pub async fn drain(&self, grace: Duration) -> bool {
+        self.drain.started.store(true, Ordering::Release);
         self.drain.token.cancel();
         self.drain.open.close();
         tokio::time::timeout(grace, self.drain.open.wait()).await.is_ok()
@@ -36,6 +39,8 @@ impl Trigger {
 /// Hears about the end.
 #[derive(Clone, Debug)]
 pub struct Drain {
+    /// Asked for at every turn of a connection, so it costs one load and no lock.
+    started: Arc<AtomicBool>,
     token: CancellationToken,
     open: TaskTracker,
 }
@@ -48,7 +53,7 @@ impl Drain {
 
     /// Whether the drain has started.
     pub fn has_started(&self) -> bool {
-        self.token.is_cancelled()
+        self.started.load(Ordering::Acquire)
     }
 
     /// Work that the end waits for, until the guard is dropped.

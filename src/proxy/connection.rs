@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::HeaderValue;
 use tokio::time::Sleep;
 
-use super::headers::Scheme;
+use super::sender::Scheme;
 use crate::tls::certificates::Certificate;
 
 /// Timers kept for later requests of one connection.
@@ -38,12 +38,19 @@ pub struct Shown {
     pub server_name: Option<Box<str>>,
     /// The certificate.
     pub certificate: Arc<Certificate>,
+    /// The certificate covers the server name.
+    pub is_covered: bool,
 }
 
 impl Shown {
     /// Whether the client may ask for this host here (RFC 9110, 7.4).
     pub fn covers(&self, host: &str) -> bool {
-        self.certificate.names.covers(host)
+        self.is_usual(host) || self.certificate.names.covers(host)
+    }
+
+    /// The host that the certificate was chosen for.
+    fn is_usual(&self, host: &str) -> bool {
+        self.is_covered && self.server_name.as_deref() == Some(host)
     }
 }
 

@@ -33,8 +33,10 @@ pub enum Failure {
     Status(StatusCode),
     /// The client's body ended early; the client is to blame.
     Upload(UploadFault),
-    /// `max_waiting` of old.
+    /// `max_waiting`.
     Full,
+    /// The breaker opened, or another request took the probe's place, after the decision.
+    Open,
 }
 
 impl Failure {
@@ -60,12 +62,12 @@ impl Failure {
 
     /// Nothing of the request reached the upstream: any method may be tried again.
     pub fn is_unsent(&self) -> bool {
-        matches!(self, Self::Connect(_) | Self::Stale(_) | Self::Full)
+        matches!(self, Self::Connect(_) | Self::Stale(_) | Self::Full | Self::Open)
     }
 
     /// A dead idle connection says nothing about the upstream, a client that left does not either.
     pub fn blames_upstream(&self) -> bool {
-        !matches!(self, Self::Stale(_) | Self::Raced(_) | Self::Upload(_) | Self::Full)
+        !matches!(self, Self::Stale(_) | Self::Raced(_) | Self::Upload(_) | Self::Full | Self::Open)
     }
 
     /// Another connection to the same cluster is the natural answer.
@@ -83,7 +85,7 @@ impl Failure {
             Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Head(_) | Self::Unasked => FailureKind::Reset,
             Self::Timeout(_) => FailureKind::Timeout,
             Self::Status(status) => FailureKind::Status(status.as_u16()),
-            Self::Upload(_) | Self::Full => return None,
+            Self::Upload(_) | Self::Full | Self::Open => return None,
         })
     }
 
@@ -98,7 +100,7 @@ impl Failure {
             Self::Head(_) => Outcome::Header,
             Self::Timeout(_) => Outcome::Timeout,
             Self::Status(status) => Outcome::of_status(*status),
-            Self::Upload(_) | Self::Full => Outcome::Aborted,
+            Self::Upload(_) | Self::Full | Self::Open => Outcome::Aborted,
         }
     }
 
@@ -113,6 +115,7 @@ impl Failure {
             Self::Head(_) => FallbackCause::Header,
             Self::Timeout(_) => FallbackCause::Timeout,
             Self::Full => FallbackCause::Full,
+            Self::Open => FallbackCause::Breaker,
             Self::Status(status) => match status.as_u16() {
                 502 => FallbackCause::Status502,
                 503 => FallbackCause::Status503,
@@ -131,7 +134,7 @@ impl Failure {
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Status(status) => *status,
             Self::Upload(fault) => Refusal::of_upload(*fault).status(),
-            Self::Full => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Full | Self::Open => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -151,6 +154,7 @@ impl fmt::Display for Failure {
             Self::Status(status) => write!(f, "the upstream answered {status}"),
             Self::Upload(fault) => write!(f, "{fault}"),
             Self::Full => f.write_str("too many requests wait for the upstream"),
+            Self::Open => f.write_str("the breaker is open"),
         }
     }
 }

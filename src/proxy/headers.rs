@@ -36,7 +36,7 @@ pub fn passes(headers: &HeaderMap, plan: &HeaderPlan) -> usize {
 }
 
 /// Makes a client's head one that either cluster may get. `upgrade`: the value of Upgrade when the exchange asks for one
-/// ([`hop_by_hop::wanted_upgrade`]).
+/// ([`hop_by_hop::wanted_upgrade`]). The extensions are emptied, so what they hold must be taken out before.
 pub fn prepare(
     head: &mut request::Parts,
     plan: &HeaderPlan,
@@ -44,6 +44,7 @@ pub fn prepare(
     id: &RequestId,
     upgrade: Option<&HeaderValue>,
 ) {
+    head.extensions.clear();
     let headers = &mut head.headers;
     headers.reserve(ADDED);
     if head.version == Version::HTTP_2 {
@@ -185,14 +186,15 @@ pub struct Destination {
 /// A copy of a prepared head that can be sent while the original is kept for another try.
 pub fn copy(head: &request::Parts) -> request::Parts {
     let (mut copy, ()) = http::Request::new(()).into_parts();
-    copy.method.clone_from(&head.method);
-    copy.uri.clone_from(&head.uri);
+    copy.method = head.method.clone();
+    copy.uri = head.uri.clone();
     copy.version = head.version;
-    copy.headers.clone_from(&head.headers);
+    copy.headers = head.headers.clone();
     copy
 }
 
 /// Addresses a prepared head to a cluster: Host, target, version and framing. May be repeated with another destination.
+/// An upgrade survives towards HTTP/1.1 only.
 pub fn address(head: &mut request::Parts, plan: &HeaderPlan, sender: &Sender<'_>, id: &RequestId, to: &Destination) {
     let host = match to.cluster {
         Cluster::New => &plan.new_host_value,
@@ -371,5 +373,587 @@ pub fn reveal(headers: &mut HeaderMap, target: &'static str, reason: &'static st
     if let Some(bucket) = bucket {
         let text = text(format!("{}.{:02}", bucket / 100, bucket % 100));
         headers.insert(HeaderName::from_static("x-migration-bucket"), text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{self, Template, TemplatePart};
+    use crate::proxy::host::Host;
+    use crate::proxy::sender::tests::host_of;
+    use crate::routing::header_plan::tests::service;
+
+    type Fields<'a> = &'a [(&'static str, &'static str)];
+
+    struct Scene {
+        plan: HeaderPlan,
+        host: Host,
+        peer_text: HeaderValue,
+        client: IpAddr,
+        trusted: bool,
+        scheme: Scheme,
+        id: RequestId,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            Self::of(&service())
+        }
+
+        fn of(service: &config::Service) -> Self {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-request-id", HeaderValue::from_static("the-id"));
+            let plan = HeaderPlan::compile(service);
+            Self {
+                id: RequestId::of(&headers, &plan),
+                plan,
+                host: host_of("Old.example:8000"),
+                peer_text: HeaderValue::from_static("10.0.0.1"),
+                client: IpAddr::from([10, 0, 0, 1]),
+                trusted: false,
+                scheme: Scheme::Http,
+            }
+        }
+
+        fn sender(&self) -> Sender<'_> {
+            Sender {
+                peer: IpAddr::from([10, 0, 0, 1]),
+                peer_text: &self.peer_text,
+                client: self.client,
+                trusted: self.trusted,
+                scheme: self.scheme,
+                host: &self.host,
+            }
+        }
+
+        fn prepared(&self, fields: Fields<'_>) -> request::Parts {
+            let mut head = head("GET", "/x?y", fields);
+            prepare(&mut head, &self.plan, &self.sender(), &self.id, None);
+            head
+        }
+
+        fn address(&self, head: &mut request::Parts, to: &Destination) {
+            address(head, &self.plan, &self.sender(), &self.id, to);
+        }
+
+        fn answer(&self, cluster: Cluster, status: u16, fields: Fields<'_>) -> (response::Parts, usize) {
+            let (mut head, ()) = http::Response::builder().status(status).body(()).unwrap().into_parts();
+            head.headers = headers(fields);
+            let dropped = to_downstream(&mut head, &self.plan, cluster, &self.sender(), &self.id, Version::HTTP_11);
+            (head, dropped)
+        }
+    }
+
+    fn headers(fields: Fields<'_>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn head(method: &str, target: &str, fields: Fields<'_>) -> request::Parts {
+        let (mut head, ()) = http::Request::builder().method(method).uri(target).body(()).unwrap().into_parts();
+        head.headers = headers(fields);
+        head
+    }
+
+    fn to(cluster: Cluster, version: Version, body: Length) -> Destination {
+        Destination { cluster, version, tls: cluster == Cluster::New, body }
+    }
+
+    fn old() -> Destination {
+        to(Cluster::Old, Version::HTTP_11, Length::Ended)
+    }
+
+    fn new() -> Destination {
+        to(Cluster::New, Version::HTTP_11, Length::Ended)
+    }
+
+    fn values<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a str> {
+        headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+    }
+
+    const FORGED: Fields<'static> = &[
+        ("x-forwarded-for", "198.51.100.1, 198.51.100.2"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "forged.test"),
+        ("x-forwarded-port", "4443"),
+        ("x-real-ip", "198.51.100.3"),
+        ("x-real-ip", "198.51.100.4"),
+        ("forwarded", "for=198.51.100.4;proto=https"),
+    ];
+
+    #[test]
+    fn the_word_of_a_stranger_is_replaced() {
+        for sent in [FORGED, &[]] {
+            let head = Scene::new().prepared(sent);
+
+            assert_eq!(values(&head.headers, "x-forwarded-for"), ["10.0.0.1"]);
+            assert_eq!(values(&head.headers, "x-real-ip"), ["10.0.0.1"]);
+            assert_eq!(values(&head.headers, "x-forwarded-proto"), ["http"]);
+            assert_eq!(values(&head.headers, "x-forwarded-host"), ["Old.example:8000"]);
+            assert_eq!(values(&head.headers, "x-forwarded-port"), ["8000"]);
+            assert!(!head.headers.contains_key("forwarded"));
+        }
+    }
+
+    #[test]
+    fn the_word_of_a_trusted_peer_is_kept_and_completed() {
+        let scene = Scene { trusted: true, client: IpAddr::from([198, 51, 100, 2]), ..Scene::new() };
+
+        let full = scene.prepared(FORGED).headers;
+        let chain = scene.prepared(&[("x-forwarded-for", "198.51.100.1"), ("x-forwarded-for", "198.51.100.2")]).headers;
+        let empty = scene.prepared(&[("x-forwarded-for", "")]).headers;
+
+        assert_eq!(values(&full, "x-forwarded-for"), ["198.51.100.1, 198.51.100.2, 10.0.0.1"]);
+        assert_eq!(values(&full, "x-real-ip"), ["198.51.100.3", "198.51.100.4"]);
+        for (name, value) in &FORGED[1..4] {
+            assert_eq!(values(&full, name), [*value]);
+        }
+        assert_eq!(values(&full, "forwarded"), [FORGED[6].1]);
+        assert_eq!(values(&chain, "x-forwarded-for"), ["198.51.100.1, 198.51.100.2, 10.0.0.1"]);
+        assert_eq!(values(&chain, "x-real-ip"), ["198.51.100.2"]);
+        assert_eq!(values(&empty, "x-forwarded-for"), ["10.0.0.1"]);
+    }
+
+    #[test]
+    fn the_port_is_the_hosts_or_the_schemes() {
+        for (host, scheme, expected) in [
+            ("a", Scheme::Http, "80"),
+            ("a", Scheme::Https, "443"),
+            ("a:80", Scheme::Https, "80"),
+            ("a:443", Scheme::Http, "443"),
+            ("a:8443", Scheme::Https, "8443"),
+        ] {
+            let scene = Scene { host: host_of(host), scheme, ..Scene::new() };
+            assert_eq!(values(&scene.prepared(&[]).headers, "x-forwarded-port"), [expected], "{host}");
+        }
+    }
+
+    #[test]
+    fn the_request_id_is_one_field() {
+        let head = Scene::new().prepared(&[("x-request-id", "a"), ("x-request-id", "b")]);
+
+        assert_eq!(values(&head.headers, "x-request-id"), ["the-id"]);
+    }
+
+    #[test]
+    fn each_pass_is_one_more_member_of_cdn_loop() {
+        let scene = Scene::new();
+        let ours = scene.plan.loop_member.to_str().unwrap().to_owned();
+
+        let first = scene.prepared(&[]).headers;
+        let second = scene.prepared(&[("cdn-loop", "fastly; a=b"), ("cdn-loop", "other")]).headers;
+
+        assert_eq!(values(&first, "cdn-loop"), [ours.as_str()]);
+        assert_eq!(values(&second, "cdn-loop"), [format!("fastly; a=b, other, {ours}")]);
+        let passes = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("cdn-loop", HeaderValue::from_str(text).unwrap());
+            passes(&headers, &scene.plan)
+        };
+        assert_eq!(super::passes(&HeaderMap::new(), &scene.plan), 0);
+        assert_eq!(passes("other"), 0);
+        assert_eq!(passes(&format!("{ours}x, x{ours}")), 0);
+        assert_eq!(passes(&format!("{ours}, other,{ours} ; v=1")), 2);
+    }
+
+    #[test]
+    fn te_keeps_trailers_only_and_is_named_in_connection() {
+        let scene = Scene::new();
+        let mut with = scene.prepared(&[("te", "gzip, trailers"), ("connection", "TE")]);
+        let mut without = scene.prepared(&[("te", "gzip"), ("connection", "TE")]);
+        assert!(!with.headers.contains_key("connection"));
+
+        scene.address(&mut with, &old());
+        scene.address(&mut without, &old());
+
+        assert_eq!((values(&with.headers, "te"), values(&with.headers, "connection")), (vec!["trailers"], vec!["te"]));
+        assert!(!without.headers.contains_key("te") && !without.headers.contains_key("connection"));
+    }
+
+    #[test]
+    fn an_upgrade_goes_on_when_it_is_wanted() {
+        let fields: Fields<'_> = &[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"), ("te", "trailers")];
+        let scene = Scene::new();
+        let mut wanted = head("GET", "/", fields);
+        let protocols = hop_by_hop::wanted_upgrade(&wanted);
+
+        prepare(&mut wanted, &scene.plan, &scene.sender(), &scene.id, protocols.as_ref());
+        scene.address(&mut wanted, &new());
+        let unwanted = scene.prepared(fields);
+
+        assert_eq!(values(&wanted.headers, "connection"), ["upgrade"]);
+        assert_eq!(values(&wanted.headers, "upgrade"), ["websocket"]);
+        assert!(!wanted.headers.contains_key("te"));
+        assert!(!unwanted.headers.contains_key("upgrade") && !unwanted.headers.contains_key("connection"));
+    }
+
+    #[test]
+    fn http1_gets_the_clusters_host_and_origin_form() {
+        let scene = Scene::new();
+        for (target, expected) in [("/x?y", "/x?y"), ("http://old.example/x?y", "/x?y"), ("http://old.example", "/")] {
+            let mut head = head("GET", target, &[("host", "Old.example:8000")]);
+            for (to, host) in [(old(), "Old.example:8000"), (new(), "new.example"), (old(), "Old.example:8000")] {
+                scene.address(&mut head, &to);
+                assert_eq!(values(&head.headers, "host"), [host]);
+                assert_eq!((head.uri.to_string().as_str(), head.version), (expected, Version::HTTP_11));
+            }
+        }
+        let mut head = head("OPTIONS", "*", &[("host", "a")]);
+        scene.address(&mut head, &old());
+        assert_eq!(head.uri, "*");
+    }
+
+    #[test]
+    fn http2_gets_an_absolute_target_and_no_host() {
+        let scene = Scene::new();
+        let mut head = head("GET", "/x?y", &[("host", "Old.example:8000"), ("te", "trailers")]);
+
+        scene.address(&mut head, &to(Cluster::New, Version::HTTP_2, Length::Unknown));
+        assert_eq!((head.uri.to_string().as_str(), head.version), ("https://new.example/x?y", Version::HTTP_2));
+        assert_eq!(values(&head.headers, "te"), ["trailers"]);
+        assert!(["host", "connection", "transfer-encoding"].iter().all(|name| !head.headers.contains_key(*name)));
+
+        scene.address(&mut head, &to(Cluster::Old, Version::HTTP_2, Length::Ended));
+        assert_eq!(head.uri, "http://Old.example:8000/x?y");
+
+        scene.address(&mut head, &old());
+        assert_eq!((head.uri.to_string().as_str(), head.version), ("/x?y", Version::HTTP_11));
+        assert_eq!(values(&head.headers, "host"), ["Old.example:8000"]);
+    }
+
+    #[test]
+    fn framing_is_what_the_body_says() {
+        use Length::{Ended, Known, Unknown};
+        const BOTH: Fields<'static> = &[("content-length", "5"), ("transfer-encoding", "chunked")];
+        for (method, fields, body, length, coding) in [
+            ("GET", [].as_slice(), Ended, None, None),
+            ("GET", &[], Unknown, None, Some("chunked")),
+            ("GET", &[("content-length", "5")], Known(5), Some("5"), None),
+            ("GET", &[("content-length", "5")], Ended, None, None),
+            ("GET", &[("content-length", "0")], Ended, Some("0"), None),
+            ("POST", &[], Ended, Some("0"), None),
+            ("POST", &[("content-length", "0")], Ended, Some("0"), None),
+            ("POST", &[("content-length", "5")], Known(7), Some("7"), None),
+            ("POST", &[("content-length", "5, 5")], Known(5), Some("5"), None),
+            ("POST", &[("content-length", "5"), ("content-length", "6")], Known(7), Some("7"), None),
+            ("POST", &[("content-length", "+5")], Known(5), Some("5"), None),
+            ("POST", BOTH, Unknown, None, Some("chunked")),
+            ("POST", BOTH, Known(5), Some("5"), None),
+            (
+                "POST",
+                &[("transfer-encoding", "gzip, chunked"), ("transfer-encoding", "x")],
+                Unknown,
+                None,
+                Some("chunked"),
+            ),
+        ] {
+            let scene = Scene::new();
+            let mut head = head(method, "/", fields);
+            prepare(&mut head, &scene.plan, &scene.sender(), &scene.id, None);
+            for _ in 0..2 {
+                scene.address(&mut head, &to(Cluster::Old, Version::HTTP_11, body));
+                let case = format!("{method} {fields:?} {body:?}");
+                assert_eq!(values(&head.headers, "content-length"), Vec::from_iter(length), "{case}");
+                assert_eq!(values(&head.headers, "transfer-encoding"), Vec::from_iter(coding), "{case}");
+            }
+        }
+    }
+
+    #[test]
+    fn cookie_crumbs_of_http2_become_one_field() {
+        let scene = Scene::new();
+        let mut crumbs = head("GET", "/", &[("cookie", "a=1"), ("cookie", "b=2; c=3"), ("cookie", "d=4")]);
+        crumbs.version = Version::HTTP_2;
+
+        prepare(&mut crumbs, &scene.plan, &scene.sender(), &scene.id, None);
+
+        assert_eq!(values(&crumbs.headers, "cookie"), ["a=1; b=2; c=3; d=4"]);
+        let fields = scene.prepared(&[("cookie", "a=1"), ("cookie", "b=2")]).headers;
+        assert_eq!(values(&fields, "cookie"), ["a=1", "b=2"], "HTTP/1.1 fields stay as they are");
+    }
+
+    #[test]
+    fn ordinary_fields_pass_unchanged_and_in_order() {
+        const SENT: Fields<'static> = &[
+            ("authorization", "Bearer a.b.c"),
+            ("cookie", "a=1; b=2"),
+            ("accept-encoding", "gzip, br;q=0.5"),
+            ("expect", "100-continue"),
+            ("x-dup", "1"),
+            ("origin", "http://x"),
+            ("x-dup", "2"),
+            ("x-dup", "3"),
+            ("via", "1.1 edge"),
+        ];
+        let scene = Scene::new();
+        let mut head = scene.prepared(SENT);
+        scene.address(&mut head, &new());
+
+        for (name, _) in SENT {
+            let sent: Vec<_> = SENT.iter().filter(|(other, _)| other == name).map(|(_, value)| *value).collect();
+            assert_eq!(values(&head.headers, name), sent);
+        }
+    }
+
+    #[test]
+    fn via_is_appended_with_the_version_received() {
+        let mut service = service();
+        service.headers.via = true;
+        let scene = Scene::of(&service);
+
+        let request = scene.prepared(&[("via", "1.1 edge")]);
+        let (response, _) = scene.answer(Cluster::Old, 200, &[("via", "1.1 inner")]);
+
+        assert_eq!(values(&request.headers, "via"), ["1.1 edge", "1.1 migration-proxy"]);
+        assert_eq!(values(&response.headers, "via"), ["1.1 inner", "1.1 migration-proxy"]);
+    }
+
+    #[test]
+    fn operators_changes_follow_the_target_of_each_try() {
+        let mut service = service();
+        let name = HeaderName::from_static;
+        service.headers.request.set = vec![(name("x-target"), Template(vec![TemplatePart::Target]))];
+        service.headers.request.add = vec![(name("x-more"), Template(vec![TemplatePart::Target]))];
+        service.headers.request.remove = vec![name("x-forwarded-port")];
+        service.headers.response.set = vec![(name("x-served-by"), Template(vec![TemplatePart::Target]))];
+        let scene = Scene::of(&service);
+        let mut head = scene.prepared(&[("x-more", "client"), ("x-target", "client")]);
+
+        for (to, target) in [(new(), "new"), (old(), "old"), (new(), "new")] {
+            scene.address(&mut head, &to);
+            assert_eq!(values(&head.headers, "x-target"), [target]);
+            assert_eq!(values(&head.headers, "x-more"), ["client", target]);
+        }
+        assert!(!head.headers.contains_key("x-forwarded-port"));
+        assert_eq!(values(&scene.answer(Cluster::Old, 200, &[]).0.headers, "x-served-by"), ["old"]);
+    }
+
+    #[test]
+    fn fields_of_header_rules_are_stripped_when_asked() {
+        let mut service = service();
+        service.canary.strip_header = true;
+        service.canary.header_rules = vec![config::HeaderRule {
+            header: HeaderName::from_static("x-pin"),
+            test: config::ValueTest::Present,
+            target: Cluster::New,
+        }];
+        let head = Scene::of(&service).prepared(&[("x-pin", "1"), ("x-pin", "2"), ("x-stay", "")]);
+
+        assert!(!head.headers.contains_key("x-pin") && head.headers.contains_key("x-stay"));
+    }
+
+    #[test]
+    fn a_copy_has_the_whole_head() {
+        let scene = Scene::new();
+        let kept = scene.prepared(&[("x-a", "1"), ("x-a", "2")]);
+
+        let mut sent = copy(&kept);
+        scene.address(&mut sent, &new());
+
+        assert!(!kept.headers.contains_key("host") && sent.headers.contains_key("host"));
+        assert_eq!(values(&sent.headers, "x-a"), ["1", "2"]);
+        assert_eq!((&sent.method, &sent.uri), (&kept.method, &kept.uri));
+    }
+
+    #[test]
+    fn responses_lose_what_concerns_one_connection() {
+        let scene = Scene::new();
+        let (head, _) = scene.answer(
+            Cluster::Old,
+            200,
+            &[
+                ("connection", "X-Hop, close"),
+                ("x-hop", "1"),
+                ("keep-alive", "timeout=5"),
+                ("upgrade", "h2c"),
+                ("transfer-encoding", "chunked"),
+                ("content-length", "5"),
+                ("trailer", "X-Sum"),
+                ("x-stay", "1"),
+            ],
+        );
+
+        let mut names: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["trailer", "x-stay"]);
+    }
+
+    #[test]
+    fn lengths_of_responses_stay_where_they_mean_something() {
+        for (status, fields, expected) in [
+            (200, [("content-length", "5")].as_slice(), Some("5")),
+            (304, &[("content-length", "5")], Some("5")),
+            (204, &[("content-length", "0")], None),
+            (103, &[("content-length", "0")], None),
+            (200, &[("content-length", "5"), ("transfer-encoding", "chunked")], None),
+        ] {
+            let (head, _) = Scene::new().answer(Cluster::New, status, fields);
+            assert_eq!(values(&head.headers, "content-length"), Vec::from_iter(expected), "{status} {fields:?}");
+            assert!(!head.headers.contains_key("transfer-encoding"));
+        }
+    }
+
+    #[test]
+    fn upgrade_stays_in_answers_that_are_about_it() {
+        for (status, expected) in [(101, true), (426, true), (200, false)] {
+            let fields: Fields<'_> = &[("upgrade", "websocket"), ("connection", "Upgrade")];
+            let (head, _) = Scene::new().answer(Cluster::Old, status, fields);
+            assert_eq!(values(&head.headers, "upgrade").len(), usize::from(expected), "{status}");
+            assert_eq!(values(&head.headers, "connection").len(), usize::from(expected), "{status}");
+        }
+    }
+
+    #[test]
+    fn only_answers_of_new_are_mapped_back() {
+        const FIELDS: Fields<'static> = &[
+            ("location", "https://new.example/a"),
+            ("content-location", "//new.example/b"),
+            ("refresh", "0; url=https://new.example/c"),
+            ("set-cookie", "a=1; Domain=new.example"),
+            ("set-cookie", "b=2; Domain=example"),
+            ("set-cookie", "c=3"),
+            ("alt-svc", "h3=\":443\""),
+        ];
+        let scene = Scene::new();
+
+        let (new, dropped) = scene.answer(Cluster::New, 302, FIELDS);
+        let (old, none) = scene.answer(Cluster::Old, 302, FIELDS);
+
+        assert_eq!((dropped, none), (1, 0));
+        assert_eq!(values(&new.headers, "location"), ["http://Old.example:8000/a"]);
+        assert_eq!(values(&new.headers, "content-location"), ["//Old.example:8000/b"]);
+        assert_eq!(values(&new.headers, "refresh"), ["0; url=http://Old.example:8000/c"]);
+        assert_eq!(values(&new.headers, "set-cookie"), ["a=1; Domain=old.example", "b=2", "c=3"]);
+        assert!(!new.headers.contains_key("alt-svc"));
+        assert_eq!(old.headers, headers(FIELDS));
+    }
+
+    #[test]
+    fn nothing_is_mapped_when_rewriting_is_off() {
+        const FIELDS: Fields<'static> =
+            &[("location", "https://new.example/"), ("set-cookie", "a=1; Domain=new.example"), ("alt-svc", "clear")];
+        let mut service = service();
+        service.headers.rewrite_location = false;
+        service.headers.rewrite_cookie_domain = false;
+        service.headers.strip = Vec::new();
+
+        let (head, dropped) = Scene::of(&service).answer(Cluster::New, 302, FIELDS);
+
+        assert_eq!((head.headers, dropped), (headers(FIELDS), 0));
+    }
+
+    #[test]
+    fn grpc_trailers_are_announced_to_http1_clients() {
+        let announced = |fields| values(&Scene::new().answer(Cluster::New, 200, fields).0.headers, "trailer").join("|");
+
+        assert!(announced(&[("content-type", "application/grpc+proto")]).contains("grpc-status"));
+        assert_eq!(announced(&[("content-type", "application/grpc"), ("trailer", "x-a")]), "x-a");
+        assert_eq!(announced(&[("content-type", "text/plain")]), "");
+    }
+
+    #[test]
+    fn reveal_writes_the_bucket_with_two_decimals() {
+        for (bucket, expected) in
+            [(Some(1834), Some("18.34")), (Some(5), Some("0.05")), (Some(9999), Some("99.99")), (None, None)]
+        {
+            let mut headers = headers(&[("x-migration-target", "forged")]);
+            reveal(&mut headers, "new", "user", bucket);
+            assert_eq!(values(&headers, "x-migration-target"), ["new"]);
+            assert_eq!(values(&headers, "x-migration-reason"), ["user"]);
+            assert_eq!(values(&headers, "x-migration-bucket"), Vec::from_iter(expected));
+        }
+    }
+
+    #[test]
+    fn trailers_carry_no_framing_routing_or_credentials() {
+        let mut trailers = headers(&[
+            ("content-length", "99"),
+            ("transfer-encoding", "chunked"),
+            ("host", "evil.test"),
+            ("authorization", "x"),
+            ("set-cookie", "a=b"),
+            ("x-forwarded-for", "1"),
+            ("x-sum", "42"),
+            ("grpc-status", "0"),
+        ]);
+
+        clean_trailers(&mut trailers);
+
+        assert_eq!(trailers, headers(&[("x-sum", "42"), ("grpc-status", "0")]));
+    }
+
+    fn any_fields() -> impl Strategy<Value = Vec<(String, String)>> {
+        let name = prop_oneof![
+            Just("connection".to_owned()),
+            "host|content-length|transfer-encoding|te|upgrade|cdn-loop|cookie|forwarded|x-real-ip|trailer|via",
+            "x-forwarded-(for|proto|host|port)|keep-alive|location|set-cookie|refresh|expect",
+            "[a-z][a-z0-9-]{0,20}",
+        ];
+        let value = prop_oneof![
+            "((host|content-length|te|x-forwarded-for|close|x-a)[ ,]{0,2}){0,4}",
+            "[0-9]{0,3}",
+            "\\PC{0,20}",
+        ];
+        prop::collection::vec((name, value), 0..40)
+    }
+
+    fn map_of(fields: &[(String, String)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+                headers.append(name, value);
+            }
+        }
+        headers
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_head_ends_with_one_host_and_one_framing(
+            fields in any_fields(),
+            trusted: bool,
+            cluster in prop_oneof![Just(Cluster::Old), Just(Cluster::New)],
+            body in prop_oneof![Just(Length::Ended), Just(Length::Unknown), (1_u64..999).prop_map(Length::Known)],
+        ) {
+            let scene = Scene { trusted, ..Scene::new() };
+            let mut head = head("POST", "/", &[]);
+            head.headers = map_of(&fields);
+            prepare(&mut head, &scene.plan, &scene.sender(), &scene.id, None);
+            for cluster in [cluster, Cluster::New, cluster] {
+                scene.address(&mut head, &to(cluster, Version::HTTP_11, body));
+            }
+
+            let count = |name: &str| head.headers.get_all(name).iter().count();
+            prop_assert_eq!(count("host"), 1);
+            prop_assert_eq!(count("content-length") + count("transfer-encoding"), 1);
+            prop_assert_eq!(count("transfer-encoding"), usize::from(body == Length::Unknown));
+            prop_assert_eq!(count("x-forwarded-for"), 1);
+            prop_assert_eq!(count("cdn-loop"), 1);
+            prop_assert_eq!(count("upgrade"), 0);
+            prop_assert!(count("connection") == 0 || values(&head.headers, "connection") == ["te"]);
+        }
+
+        #[test]
+        fn any_response_head_is_taken(fields in any_fields(), status in 101_u16..599) {
+            let scene = Scene::new();
+            let (mut head, ()) = http::Response::builder().status(status).body(()).unwrap().into_parts();
+            head.headers = map_of(&fields);
+            let had_length = head.headers.contains_key("content-length");
+            let was_chunked = head.headers.contains_key("transfer-encoding");
+
+            to_downstream(&mut head, &scene.plan, Cluster::New, &scene.sender(), &scene.id, Version::HTTP_11);
+
+            prop_assert!(!head.headers.contains_key("transfer-encoding"));
+            let keeps_length = had_length && !was_chunked && status >= 200 && status != 204;
+            prop_assert_eq!(head.headers.contains_key("content-length"), keeps_length);
+        }
     }
 }

@@ -169,8 +169,8 @@ pub fn wants_trailers(headers: &HeaderMap) -> bool {
     headers.get_all(TE).iter().flat_map(members).any(|member| member.eq_ignore_ascii_case(b"trailers"))
 }
 
-/// The protocols of an upgrade that an HTTP/1.1 client asks for: Upgrade, announced in Connection. HTTP/2 in clear is
-/// never one of them (RFC 9113 section 3.1), or requests inside the tunnel would pass by our rules.
+/// The protocols of an upgrade that an HTTP/1.1 client asks for: Upgrade, announced in Connection. HTTP/2 in clear
+/// (RFC 9113 section 3.1) and TLS are never among them, or requests inside the tunnel would pass by our rules.
 pub fn wanted_upgrade(head: &request::Parts) -> Option<HeaderValue> {
     if head.version != Version::HTTP_11 {
         return None;
@@ -179,14 +179,156 @@ pub fn wanted_upgrade(head: &request::Parts) -> Option<HeaderValue> {
     let field = fields.next()?;
     let is_alone = fields.next().is_none();
     let is_announced = options(&head.headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
-    let is_sound = !head.headers.contains_key(CONTENT_LENGTH) && !head.headers.contains_key(TRANSFER_ENCODING)
-        || head.headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() == b"0");
+    // A body would belong to the request before the switch; no client sends one, and smugglers may not.
+    let has_no_body = !head.headers.contains_key(TRANSFER_ENCODING)
+        && head.headers.get(CONTENT_LENGTH).is_none_or(|length| length.as_bytes() == b"0");
     let mut protocols = members(field).peekable();
     let is_served = protocols.peek().is_some() && protocols.all(|protocol| !is_http(protocol));
-    (is_alone && is_announced && is_sound && is_served).then(|| field.clone())
+    (is_alone && is_announced && has_no_body && is_served).then(|| field.clone())
 }
 
 fn is_http(protocol: &[u8]) -> bool {
     let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
     [b"h2c".as_slice(), b"h2", b"http", b"tls"].iter().any(|other| name.eq_ignore_ascii_case(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn left(fields: &[(&'static str, &'static str)]) -> Vec<String> {
+        let mut headers = headers(fields);
+        let found = Found::look(&headers);
+        strip(&mut headers, found, &REQUEST_ID);
+        let mut names: Vec<String> = headers.keys().map(ToString::to_string).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn every_known_name_is_found() {
+        for (name, which) in [
+            ("connection", Found::CONNECTION),
+            ("keep-alive", Found::KEEP_ALIVE),
+            ("proxy-connection", Found::PROXY_CONNECTION),
+            ("proxy-authenticate", Found::PROXY_AUTHENTICATE),
+            ("proxy-authorization", Found::PROXY_AUTHORIZATION),
+            ("te", Found::TE),
+            ("transfer-encoding", Found::TRANSFER_ENCODING),
+            ("upgrade", Found::UPGRADE),
+            ("http2-settings", Found::HTTP2_SETTINGS),
+            ("content-length", Found::CONTENT_LENGTH),
+            ("x-forwarded-for", Found::FORWARDED_FOR),
+            ("x-forwarded-proto", Found::FORWARDED_PROTO),
+            ("x-forwarded-host", Found::FORWARDED_HOST),
+            ("x-forwarded-port", Found::FORWARDED_PORT),
+            ("x-real-ip", Found::REAL_IP),
+            ("forwarded", Found::FORWARDED),
+            ("cdn-loop", Found::CDN_LOOP),
+            ("trailer", Found::TRAILER),
+            ("location", Found::LOCATION),
+            ("content-location", Found::CONTENT_LOCATION),
+            ("refresh", Found::REFRESH),
+            ("set-cookie", Found::SET_COOKIE),
+        ] {
+            assert_eq!(Found::look(&headers(&[("accept", ""), (name, ""), ("x-other", "")])), which, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_concerns_one_connection_is_removed() {
+        for (fields, expected) in [
+            ([("accept", "*/*")].as_slice(), ["accept"].as_slice()),
+            (&[("connection", "keep-alive, X-Hop"), ("x-hop", "1"), ("x-stay", "1")], &["x-stay"]),
+            (
+                &[("connection", "keep-alive"), ("connection", "x-hop ,,\tX-Other"), ("x-hop", "1"), ("x-other", "1")],
+                &[],
+            ),
+            (&[("connection", "close"), ("keep-alive", "timeout=5"), ("proxy-connection", "close")], &[]),
+            (&[("te", "gzip"), ("connection", "TE"), ("transfer-encoding", "chunked"), ("upgrade", "websocket")], &[]),
+            (&[("proxy-authorization", "Basic eA=="), ("proxy-authenticate", "Basic")], &[]),
+            (&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "AAM")], &[]),
+            (&[("connection", "a b, x@, \"x-a\", x-hop"), ("x-hop", "1"), ("x-a", "1")], &["x-a"]),
+        ] {
+            assert_eq!(left(fields), expected, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn host_framing_and_senders_cannot_be_named_away() {
+        let kept = [
+            "cdn-loop",
+            "content-length",
+            "forwarded",
+            "host",
+            "trailer",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-port",
+            "x-forwarded-prefix",
+            "x-forwarded-proto",
+            "x-real-ip",
+            "x-request-id",
+        ];
+        for name in kept {
+            assert_eq!(left(&[("connection", name), (name, "1")]), [name]);
+        }
+        assert_eq!(left(&[("connection", "Content-Length, HOST"), ("content-length", "5"), ("host", "a")]).len(), 2);
+    }
+
+    #[test]
+    fn trailers_are_wanted_by_a_member_of_te() {
+        for (value, expected) in [
+            ("trailers", true),
+            ("Trailers", true),
+            ("gzip;q=1.0, trailers", true),
+            ("gzip", false),
+            ("trailersx", false),
+            ("", false),
+        ] {
+            assert_eq!(wants_trailers(&headers(&[("te", value)])), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn an_upgrade_is_announced_and_has_no_body() {
+        let socket = ("upgrade", "websocket");
+        let announced = ("connection", "keep-alive, Upgrade");
+        for (version, fields, expected) in [
+            (Version::HTTP_11, [socket, announced].as_slice(), Some("websocket")),
+            (Version::HTTP_11, &[socket, announced, ("content-length", "0")], Some("websocket")),
+            (Version::HTTP_11, &[("upgrade", "foo/2, bar"), announced], Some("foo/2, bar")),
+            (Version::HTTP_11, &[socket], None),
+            (Version::HTTP_11, &[announced], None),
+            (Version::HTTP_11, &[socket, ("connection", "close")], None),
+            (Version::HTTP_11, &[socket, socket, announced], None),
+            (Version::HTTP_11, &[("upgrade", ""), announced], None),
+            (Version::HTTP_11, &[("upgrade", "h2c"), announced], None),
+            (Version::HTTP_11, &[("upgrade", "websocket, H2C"), announced], None),
+            (Version::HTTP_11, &[("upgrade", "HTTP/2.0"), announced], None),
+            (Version::HTTP_11, &[("upgrade", "TLS/1.2"), announced], None),
+            (Version::HTTP_11, &[socket, announced, ("content-length", "5")], None),
+            (Version::HTTP_11, &[socket, announced, ("transfer-encoding", "chunked")], None),
+            (Version::HTTP_10, &[socket, announced], None),
+            (Version::HTTP_2, &[socket, announced], None),
+        ] {
+            let (mut head, ()) = Request::new(()).into_parts();
+            head.version = version;
+            head.headers = headers(fields);
+            let wanted = wanted_upgrade(&head);
+            assert_eq!(wanted.as_ref().map(|value| value.to_str().unwrap()), expected, "{version:?} {fields:?}");
+        }
+    }
 }

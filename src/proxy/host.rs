@@ -150,3 +150,157 @@ fn port(text: &[u8]) -> Result<Option<u16>, Malformed> {
         _ => Err(Malformed),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(version: Version, target: &str, hosts: &[&str]) -> Option<Request<()>> {
+        let mut request = Request::builder().version(version).uri(target);
+        for host in hosts {
+            request = request.header(HOST, HeaderValue::from_bytes(host.as_bytes()).ok()?);
+        }
+        request.body(()).ok()
+    }
+
+    fn of_field(text: &str) -> Result<Host, Malformed> {
+        host(&request(Version::HTTP_11, "/", &[text]).unwrap())
+    }
+
+    #[test]
+    fn valid_hosts_give_their_name_and_port() {
+        for (sent, name, port) in [
+            ("a.example", "a.example", None),
+            ("A.Example", "a.example", None),
+            ("a.example.", "a.example", None),
+            ("a.apps.example.:80", "a.apps.example", Some(80)),
+            ("X.APPS.example:8000", "x.apps.example", Some(8000)),
+            ("a.example:", "a.example", None),
+            ("a.example:0", "a.example", Some(0)),
+            ("a.example:65535", "a.example", Some(65535)),
+            ("my_svc~1", "my_svc~1", None),
+            ("192.0.2.1:1", "192.0.2.1", Some(1)),
+            ("[::1]", "[::1]", None),
+            ("[2001:DB8::1]:443", "[2001:db8::1]", Some(443)),
+        ] {
+            let host = of_field(sent).unwrap();
+            assert_eq!((host.as_str(), host.name(), host.port()), (sent, name, port));
+        }
+    }
+
+    #[test]
+    fn invalid_hosts_are_refused() {
+        for sent in [
+            "",
+            ".",
+            "..",
+            ":80",
+            "a b",
+            "u@a",
+            "a/x",
+            "a?x",
+            "a#",
+            "a\\b",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[::1]:x",
+            "[]",
+            "[v1.a]",
+            "[fe80::1%25eth0]",
+            "a, b",
+            "a,b",
+            "a b.example",
+            "a:99999",
+            "a:65536",
+            "a:x",
+            "a:-1",
+            "a:+1",
+            "a:1:2",
+            "a:000080",
+            ".a.example",
+            "a..b",
+            "a.example..",
+            "*.apps.example",
+            "a%2eb",
+            "caf\u{e9}",
+            "a\tb",
+            "a;b",
+            "a'b",
+        ] {
+            assert_eq!(of_field(sent).map(|host| host.name().to_owned()), Err(Malformed), "{sent:?}");
+        }
+        assert!(of_field(&"a".repeat(253)).is_ok());
+        assert!(of_field(&"a".repeat(254)).is_err());
+    }
+
+    #[test]
+    fn host_must_be_said_once_and_the_same_everywhere() {
+        const H10: Version = Version::HTTP_10;
+        const H11: Version = Version::HTTP_11;
+        const H2: Version = Version::HTTP_2;
+        for (version, target, hosts, expected) in [
+            (H11, "/", [].as_slice(), None),
+            (H11, "/", &["a", "a"], None),
+            (H11, "/", &["a", "b"], None),
+            (H11, "http://a/", &[], None),
+            (H11, "http://a/", &["a"], Some("a")),
+            (H11, "http://A/", &["a"], Some("a")),
+            (H11, "http://a:80/", &["a"], Some("a")),
+            (H11, "https://a/", &["a:443"], Some("a:443")),
+            (H11, "http://a:8080/", &["a"], None),
+            (H11, "http://b/", &["a"], None),
+            (H11, "http://b@a/", &["a"], None),
+            (H11, "http://a@b/", &["a"], None),
+            (H11, "ftp://a/", &["a"], None),
+            (H11, "a:80", &["a"], None),
+            (H11, "a:80", &["a:80"], None),
+            (H10, "/", &["a"], Some("a")),
+            (H10, "/", &[], None),
+            (H10, "http://a:81/", &[], Some("a:81")),
+            (H2, "https://a/", &[], Some("a")),
+            (H2, "https://A:443/", &["a"], Some("a")),
+            (H2, "https://a/", &["evil.test"], None),
+            (H2, "https://a/", &["a", "evil.test"], None),
+            (H2, "https://a@b/", &[], None),
+            (H2, "/", &["a"], Some("a")),
+            (H2, "/", &[], None),
+        ] {
+            let request = request(version, target, hosts).unwrap();
+            assert_eq!(host(&request).ok().as_ref().map(Host::as_str), expected, "{version:?} {target} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn the_asterisk_is_for_options_and_a_bare_authority_for_connect() {
+        for (method, target, field, is_served) in [
+            (Method::OPTIONS, "*", "a", true),
+            (Method::GET, "*", "a", false),
+            (Method::CONNECT, "a:80", "a:80", true),
+            (Method::CONNECT, "b:80", "a:80", false),
+            (Method::POST, "a:80", "a:80", false),
+            (Method::GET, "/*", "a", true),
+        ] {
+            let request = Request::builder().method(&method).uri(target).header(HOST, field).body(()).unwrap();
+            assert_eq!(host(&request).is_ok(), is_served, "{method} {target}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_judged_and_what_is_accepted_is_an_authority(
+            text in prop_oneof!["[a-zA-Z0-9.:_~\\[\\]@/%-]{0,24}", "\\PC{0,24}"],
+        ) {
+            if let Ok(value) = HeaderValue::from_bytes(text.as_bytes())
+                && let Ok(host) = Host::parse(value)
+            {
+                prop_assert!(Authority::try_from(host.as_str()).is_ok());
+                prop_assert!(!host.name().is_empty() && !host.name().contains(|c: char| c.is_ascii_uppercase()));
+                let again = of_field(host.name()).unwrap();
+                prop_assert_eq!(again.name(), host.name());
+            }
+        }
+    }
+}

@@ -1,7 +1,355 @@
-//! One request.
+//! The life of one request, top to bottom.
 
+pub mod body;
+pub mod connection;
+pub mod exchange;
+pub mod failure;
+pub mod forward;
+pub mod grpc;
 pub mod headers;
 pub mod hop_by_hop;
 pub mod host;
+pub mod reply;
 pub mod rewrite;
 pub mod sender;
+pub mod timeouts;
+pub mod upgrade;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use http::{HeaderMap, Method, Request, Response, Version, header};
+use hyper::body::Incoming;
+
+use body::{Answer, ResponseBody};
+use connection::Connection;
+use exchange::Exchange;
+use failure::Refusal;
+use forward::{Draft, Forwarded, Stop, forward};
+use host::Host;
+use sender::{RequestId, Scheme, Sender};
+use timeouts::Timer;
+use upgrade::Tunnel;
+
+use crate::config::{Cluster, Limits, UnknownHost};
+use crate::routing::client_address::{self, Suspicion};
+use crate::routing::decide::{Decision, Facts, Untraced};
+use crate::routing::live::Live;
+use crate::routing::service::{Edge, Service};
+use crate::shutdown::Drain;
+use crate::telemetry::Telemetry;
+use crate::telemetry::labels::{FallbackCause, Reason};
+use crate::upstream::body::OutBody;
+
+/// Forwards requests; one for the whole process.
+pub struct Proxy {
+    live: Arc<Live>,
+    telemetry: Arc<Telemetry>,
+    suspicion: Arc<Suspicion>,
+    drain: Drain,
+    in_flight: AtomicUsize,
+}
+
+/// The connection ends without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("closed without an answer")]
+pub struct Closed;
+
+/// What is known of a request before its decision.
+struct Found {
+    service: Arc<Service>,
+    host: Host,
+    id: RequestId,
+    client: IpAddr,
+    trusted: bool,
+    scheme: Scheme,
+}
+
+impl Proxy {
+    /// A proxy that serves what is in `live`.
+    pub fn new(live: Arc<Live>, telemetry: Arc<Telemetry>, suspicion: Arc<Suspicion>, drain: Drain) -> Self {
+        Self { live, telemetry, suspicion, drain, in_flight: AtomicUsize::new(0) }
+    }
+
+    /// What is counted and logged.
+    pub fn telemetry(&self) -> &Arc<Telemetry> {
+        &self.telemetry
+    }
+
+    /// What holds for every request.
+    pub fn edge(&self) -> Arc<Edge> {
+        self.live.edge()
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    ///
+    /// The host is unknown and `listen.unknown_host` is `close`.
+    pub async fn handle(
+        &self,
+        connection: &Connection,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, Closed> {
+        let mut exchange = Exchange::begin(self.telemetry.clone(), connection, &request);
+        let is_grpc = grpc::is_grpc(request.headers());
+        let found = match self.find(connection, &request, &mut exchange) {
+            Ok(found) => found,
+            Err(Some(refusal)) => return Ok(reply::refused(exchange, refusal, is_grpc)),
+            Err(None) => return Err(Closed),
+        };
+        let service = &found.service;
+        let Some(in_flight) = self.enter(&service.edge.limits) else {
+            return Ok(reply::refused(exchange, Refusal::InFlight, is_grpc));
+        };
+        let facts = Facts {
+            method: request.method(),
+            path: request.uri().path(),
+            headers: request.headers(),
+            client: found.client,
+        };
+        let decision = service.decide(&facts, Instant::now(), &mut Untraced);
+        exchange.decided(decision);
+        if decision.refused {
+            return Ok(reply::refused(exchange, Refusal::Pinned, is_grpc));
+        }
+        count_diversion(service, &decision);
+        if decision.cluster == Cluster::New && service.redirects() {
+            return Ok(match rewrite::redirect(&service.headers, request.uri()) {
+                Some(location) => reply::redirect(exchange, service.config.redirect_code, location),
+                None => reply::refused(exchange, Refusal::Malformed("this target cannot be redirected"), is_grpc),
+            });
+        }
+
+        let sender = found.sender(connection);
+        let client_upgrade = hyper::upgrade::on(&mut request);
+        let mut timer = Timer::new(connection.flow.clone());
+        let mut draft = found.draft(&sender, connection, request, is_grpc, &mut exchange);
+        let forwarded = forward(&mut draft, &decision, &mut exchange, &mut timer).await;
+        drop(in_flight);
+        let (upload, wants_upgrade) = (draft.upload.take(), draft.upgrade.is_some());
+        match forwarded {
+            Err(Stop::Refused(refusal)) => Ok(reply::refused(exchange, refusal, is_grpc)),
+            Err(Stop::Failed(failure)) => {
+                tracing::debug!(service = service.name(), %failure, "request failed");
+                let detail = service.headers.reveals(service.edge.trust.contains(found.client));
+                Ok(reply::failed(exchange, &failure, detail, is_grpc))
+            }
+            Ok(forwarded) => {
+                let Forwarded { cluster, response, lease, reusable, .. } = forwarded;
+                exchange.answered(cluster.into(), response.status());
+                let mut response = found.downstream(cluster, &decision, &sender, response, &exchange);
+                if wants_upgrade && response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+                    let upstream = hyper::upgrade::on(&mut response);
+                    let service = found.service.clone();
+                    Tunnel { client: client_upgrade, upstream, lease, service, exchange }.start(self.drain.clone());
+                    return Ok(response.map(|_| ResponseBody::Empty));
+                }
+                let service = found.service.clone();
+                Ok(response.map(|body| {
+                    let answer = Answer { body, lease, upload, reusable, cluster };
+                    ResponseBody::passing(answer, service, exchange, timer)
+                }))
+            }
+        }
+    }
+
+    /// Who asks which service for what; a refusal, or `None` for closing without an answer.
+    fn find(
+        &self,
+        connection: &Connection,
+        request: &Request<Incoming>,
+        exchange: &mut Exchange,
+    ) -> Result<Found, Option<Refusal>> {
+        let headers = request.headers();
+        let peer = connection.peer.ip();
+        let Ok(host) = host::host(request) else {
+            exchange.anonymous(RequestId::without_service(headers));
+            return Err(Some(Refusal::Malformed("the host or the target is malformed")));
+        };
+        let service = self.live.service(host.name());
+        let edge = match &service {
+            Ok(service) => &service.edge,
+            Err(edge) => edge,
+        };
+        let trusted = edge.trust.contains(peer);
+        let client = client_address::client(&edge.trust, headers, peer);
+        let id = match &service {
+            Ok(service) => RequestId::of(headers, &service.headers),
+            Err(_) => RequestId::without_service(headers),
+        };
+        exchange.identified(&host, client, id.clone());
+        if !trusted && self.suspicion.note(peer, headers) {
+            warn_of_forwarder(peer);
+        }
+        if connection.shown.as_ref().is_some_and(|shown| !shown.covers(host.name())) {
+            return Err(Some(Refusal::Misdirected));
+        }
+        let service = match service {
+            Ok(service) => service,
+            Err(edge) => {
+                return Err(match edge.unknown_host {
+                    UnknownHost::NotFound => Some(Refusal::UnknownHost),
+                    UnknownHost::Misdirected => Some(Refusal::Misdirected),
+                    UnknownHost::Close => {
+                        exchange.rejected(Refusal::UnknownHost.cause());
+                        None
+                    }
+                });
+            }
+        };
+        exchange.found(&service);
+        check(request, &service).map_err(Some)?;
+        let scheme = Scheme::of_client(connection.scheme, trusted, headers);
+        Ok(Found { service, host, id, client, trusted, scheme })
+    }
+
+    /// A place among the requests that wait for a response head.
+    fn enter(&self, limits: &Limits) -> Option<InFlight<'_>> {
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let place = InFlight(&self.in_flight);
+        // The place that was one too many is given back by its drop.
+        (before < limits.max_in_flight).then_some(place)
+    }
+}
+
+/// A place under `limits.max_in_flight`.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Found {
+    fn sender<'a>(&'a self, connection: &'a Connection) -> Sender<'a> {
+        Sender {
+            peer: connection.peer.ip().to_canonical(),
+            peer_text: &connection.peer_text,
+            client: self.client,
+            trusted: self.trusted,
+            scheme: self.scheme,
+            host: &self.host,
+        }
+    }
+
+    /// The request, prepared for either cluster.
+    fn draft<'a>(
+        &'a self,
+        sender: &'a Sender<'a>,
+        connection: &Connection,
+        request: Request<Incoming>,
+        is_grpc: bool,
+        exchange: &mut Exchange,
+    ) -> Draft<'a> {
+        let service = &self.service;
+        let (mut head, body) = request.into_parts();
+        let (body, upload) = OutBody::new(body, service.edge.limits.request_body, service.edge.timeouts.body_idle);
+        if let Some(upload) = &upload {
+            exchange.uploads(upload.clone());
+        }
+        let upgrade = hop_by_hop::wanted_upgrade(&head);
+        headers::prepare(&mut head, &service.headers, sender, &self.id, upgrade.as_ref());
+        Draft {
+            service,
+            sender,
+            id: &self.id,
+            head,
+            body: Some(body),
+            upload,
+            upgrade,
+            is_grpc,
+            worker: connection.worker,
+            deadline: (exchange.start() + service.config.timeouts.total).into(),
+        }
+    }
+
+    /// The head of a cluster's response as the client gets it.
+    fn downstream(
+        &self,
+        cluster: Cluster,
+        decision: &Decision,
+        sender: &Sender<'_>,
+        response: Response<Incoming>,
+        exchange: &Exchange,
+    ) -> Response<Incoming> {
+        let service = &self.service;
+        let (mut head, body) = response.into_parts();
+        let dropped = headers::to_downstream(&mut head, &service.headers, cluster, sender, &self.id, exchange.version());
+        for _ in 0..dropped {
+            service.meters.cookie_domain_dropped();
+        }
+        if let Some(key) = decision.fresh_key
+            && !is_shared(&head.headers)
+            && let Some(cookie) = service.rules.set_cookie_value(key, sender.scheme == Scheme::Https)
+        {
+            head.headers.append(header::SET_COOKIE, cookie);
+        }
+        if service.headers.reveals(service.edge.trust.contains(self.client)) {
+            let bucket = decision.bucket.map(|bucket| bucket.basis_points());
+            headers::reveal(&mut head.headers, cluster.as_str(), exchange.reason().as_str(), bucket);
+        }
+        Response::from_parts(head, body)
+    }
+}
+
+/// What holds whatever the decision will be.
+fn check(request: &Request<Incoming>, service: &Service) -> Result<(), Refusal> {
+    let limits = &service.edge.limits;
+    let headers = request.headers();
+    match *request.method() {
+        Method::CONNECT => return Err(Refusal::Malformed("CONNECT is not served")),
+        // It would show credentials to whoever can make a browser ask (RFC 9110, 9.3.8).
+        Method::TRACE => return Err(Refusal::Method),
+        _ => {}
+    }
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
+    if fields + target > limits.header_bytes || headers.len() > limits.header_count {
+        return Err(Refusal::Header);
+    }
+    if target > limits.uri_bytes {
+        return Err(Refusal::Uri);
+    }
+    if let Some(most) = limits.request_body
+        && http_body::Body::size_hint(request.body()).lower() > most
+    {
+        return Err(Refusal::Body);
+    }
+    if headers::passes(headers, &service.headers) >= 2 {
+        return Err(Refusal::Loop);
+    }
+    if request.version() == Version::HTTP_2 && request.extensions().get::<hyper::ext::Protocol>().is_some() {
+        return Err(Refusal::Malformed("CONNECT is not served"));
+    }
+    Ok(())
+}
+
+/// Decisions for new that its state turned to old count as fallbacks too.
+fn count_diversion(service: &Service, decision: &Decision) {
+    match decision.reason {
+        Reason::Breaker => service.meters.fallback(FallbackCause::Breaker),
+        Reason::Unhealthy => service.meters.fallback(FallbackCause::Unhealthy),
+        _ => {}
+    }
+}
+
+/// Whether a shared cache may keep the answer: a cookie on it would give one key to many clients.
+fn is_shared(headers: &HeaderMap) -> bool {
+    let directives = headers.get_all(header::CACHE_CONTROL).iter().flat_map(hop_by_hop::members);
+    directives.into_iter().any(|directive| {
+        let name = directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+        name.eq_ignore_ascii_case(b"public") || name.eq_ignore_ascii_case(b"s-maxage")
+    })
+}
+
+fn warn_of_forwarder(peer: IpAddr) {
+    tracing::warn!(
+        %peer,
+        "a private peer sends X-Forwarded-* but is not trusted: every client looks like this peer; if it is your Ingress, \
+         add listen.trusted_proxies: [\"{peer}\"] (or its network)"
+    );
+}

@@ -17,17 +17,7 @@ pub fn refresh(value: &HeaderValue, plan: &HeaderPlan, sender: &Sender<'_>) -> O
     let separator = text.iter().position(|byte| matches!(byte, b';' | b','))?;
     let mut start = separator + 1;
     start += white_space(&text[start..]);
-    let keyword = text.get(start..start + 3)?;
-    if !keyword.eq_ignore_ascii_case(b"url") {
-        return None;
-    }
-    start += 3;
-    start += white_space(&text[start..]);
-    if text.get(start) != Some(&b'=') {
-        return None;
-    }
-    start += 1;
-    start += white_space(&text[start..]);
+    start += url_keyword(&text[start..]);
     let quote = text.get(start).copied().filter(|byte| matches!(byte, b'"' | b'\''));
     start += usize::from(quote.is_some());
     let end = match quote {
@@ -35,6 +25,13 @@ pub fn refresh(value: &HeaderValue, plan: &HeaderPlan, sender: &Sender<'_>) -> O
         None => text.len(),
     };
     joined(value, &text[..start], &text[start..end], &text[end..], plan, sender)
+}
+
+/// Length of `url =` and the white space behind it, which browsers do not insist on.
+fn url_keyword(text: &[u8]) -> usize {
+    let Some(after) = strip_prefix_ignoring_case(text, b"url") else { return 0 };
+    let Some(value) = after.trim_ascii_start().strip_prefix(b"=") else { return 0 };
+    text.len() - value.trim_ascii_start().len()
 }
 
 fn white_space(text: &[u8]) -> usize {
@@ -182,4 +179,176 @@ pub fn redirect(plan: &HeaderPlan, uri: &Uri) -> Option<HeaderValue> {
         bytes.extend_from_slice(query.as_bytes());
     }
     HeaderValue::try_from(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Authority;
+    use crate::proxy::sender::tests::host_of;
+    use crate::routing::header_plan::tests::service;
+
+    fn with<T>(host: &str, scheme: Scheme, port: u16, check: impl FnOnce(&HeaderPlan, &Sender<'_>) -> T) -> T {
+        let mut service = service();
+        service.new_backend = Authority::new("192.0.2.1", port);
+        let address = IpAddr::from([192, 0, 2, 9]);
+        let peer_text = HeaderValue::from_static("192.0.2.9");
+        let host = host_of(host);
+        let sender =
+            Sender { peer: address, peer_text: &peer_text, client: address, trusted: false, scheme, host: &host };
+        check(&HeaderPlan::compile(&service), &sender)
+    }
+
+    #[test]
+    fn urls_of_new_host_become_the_clients() {
+        for (sent, expected) in [
+            ("https://new.example/a?b#c", Some("http://Old.example:8000/a?b#c")),
+            ("HTTP://NEW.example/", Some("http://Old.example:8000/")),
+            ("https://new.example", Some("http://Old.example:8000")),
+            ("https://new.example?q", Some("http://Old.example:8000?q")),
+            ("https://new.example#f", Some("http://Old.example:8000#f")),
+            ("https://new.example:443/", Some("http://Old.example:8000/")),
+            ("https://new.example:0443/", Some("http://Old.example:8000/")),
+            ("http://new.example:80/", Some("http://Old.example:8000/")),
+            ("http://new.example:8443/", Some("http://Old.example:8000/")),
+            ("https://new.example:/", Some("http://Old.example:8000/")),
+            ("//new.example/x", Some("//Old.example:8000/x")),
+            ("//new.example:443/x", Some("//Old.example:8000/x")),
+            ("//new.example:8443", Some("//Old.example:8000")),
+            ("//new.example:80/x", None),
+            ("https://new.example:80/", None),
+            ("http://new.example:443/", None),
+            ("https://new.example:99999/", None),
+            ("https://new.example:+443/", None),
+            ("https://new.example:443x/", None),
+            ("https://new.example.evil.test/", None),
+            ("https://new.example@evil.test/", None),
+            ("https://user@new.example/", None),
+            ("https://new.example\\@evil.test/", None),
+            ("https://xnew.example/", None),
+            ("https://sub.new.example/", None),
+            ("https://other.example/?u=https://new.example/", None),
+            ("wss://new.example/", None),
+            ("https:/new.example/", None),
+            ("/new.example/", None),
+            ("new.example/", None),
+            ("?https://new.example/", None),
+            ("", None),
+        ] {
+            with("Old.example:8000", Scheme::Http, 8443, |plan, sender| {
+                let mapped = location(&HeaderValue::from_static(sent), plan, sender);
+                assert_eq!(mapped.as_ref().map(|value| value.to_str().unwrap()), expected, "{sent}");
+            });
+        }
+    }
+
+    #[test]
+    fn the_scheme_becomes_the_clients() {
+        with("old.example", Scheme::Https, 443, |plan, sender| {
+            let mapped = location(&HeaderValue::from_static("http://new.example/"), plan, sender);
+            assert_eq!(mapped.unwrap(), "https://old.example/");
+        });
+    }
+
+    #[test]
+    fn refresh_is_mapped_inside_its_value() {
+        for (sent, expected) in [
+            ("5; url=https://new.example/x", Some("5; url=https://old.example/x")),
+            ("0;URL = 'https://new.example/x'; y", Some("0;URL = 'https://old.example/x'; y")),
+            ("0, url=\"//new.example/\"", Some("0, url=\"//old.example/\"")),
+            ("0;https://new.example/", Some("0;https://old.example/")),
+            ("5", None),
+            ("5;", None),
+            ("5; url", None),
+            ("5; url=", None),
+            ("5; url='https://new.example/", None),
+            ("5; url=/x", None),
+            ("5; uri=https://new.example/", None),
+        ] {
+            with("old.example", Scheme::Https, 443, |plan, sender| {
+                let mapped = refresh(&HeaderValue::from_static(sent), plan, sender);
+                assert_eq!(mapped.as_ref().map(|value| value.to_str().unwrap()), expected, "{sent}");
+            });
+        }
+    }
+
+    #[test]
+    fn cookie_domains_are_mapped_or_dropped_and_the_rest_stays_byte_for_byte() {
+        let mapped = |text| Cookie::Mapped(HeaderValue::from_static(text));
+        let dropped = |text| Cookie::Dropped(HeaderValue::from_static(text));
+        for (sent, expected) in [
+            ("a=b; Path=/; Domain=new.example; Secure", mapped("a=b; Path=/; Domain=old.example; Secure")),
+            ("a=b;domain=.NEW.example", mapped("a=b;domain=.old.example")),
+            ("a=b ;  DOMAIN =  new.example  ;x", mapped("a=b ;  DOMAIN =  old.example  ;x")),
+            ("a=b; Domain=example; Path=/", dropped("a=b; Path=/")),
+            ("a=b; Path=/; Domain=.example", dropped("a=b; Path=/")),
+            ("a=b; Domain=example; Domain=new.example", dropped("a=b; Domain=old.example")),
+            ("a=b; Domain=new.example; Domain=new.example", mapped("a=b; Domain=old.example; Domain=old.example")),
+            ("a=b; Domain=other.example", Cookie::Same),
+            ("a=b; Domain=sub.new.example", Cookie::Same),
+            ("a=b; Domain=xample", Cookie::Same),
+            ("a=b; Domain=", Cookie::Same),
+            ("a=b; Domain=.", Cookie::Same),
+            ("a=b; Domain", Cookie::Same),
+            ("a=b; Domains=new.example", Cookie::Same),
+            ("a=b; X=Domain=new.example", Cookie::Same),
+            ("Domain=new.example", Cookie::Same),
+            ("a=Domain=new.example; Path=/", Cookie::Same),
+            ("__Host-a=b; Domain=new.example", Cookie::Same),
+            ("__host-a=b; Domain=new.example", Cookie::Same),
+            ("__Secure-a=b; Domain=new.example", mapped("__Secure-a=b; Domain=old.example")),
+            ("", Cookie::Same),
+            (";", Cookie::Same),
+            (";;Domain=new.example;", mapped(";;Domain=old.example;")),
+        ] {
+            with("Old.example:8000", Scheme::Http, 443, |plan, sender| {
+                assert_eq!(cookie(&HeaderValue::from_static(sent), plan, sender), expected, "{sent}");
+            });
+        }
+    }
+
+    #[test]
+    fn bytes_beyond_ascii_and_sensitivity_survive_an_edit() {
+        with("old.example", Scheme::Http, 443, |plan, sender| {
+            let mut value = HeaderValue::from_bytes(b"a=\xff\xe9; Domain=new.example").unwrap();
+            value.set_sensitive(true);
+            let Cookie::Mapped(mapped) = cookie(&value, plan, sender) else { panic!("not mapped") };
+            assert_eq!(mapped.as_bytes(), b"a=\xff\xe9; Domain=old.example");
+            assert!(mapped.is_sensitive());
+        });
+    }
+
+    #[test]
+    fn redirects_keep_path_and_query() {
+        for (target, expected) in [
+            ("/a%20b//c?x=1&y=%2F&z", Some("https://new.example/a%20b//c?x=1&y=%2F&z")),
+            ("https://old.example/x", Some("https://new.example/x")),
+            ("https://old.example", Some("https://new.example/")),
+            ("/?", Some("https://new.example/?")),
+            ("*", None),
+            ("old.example:443", None),
+        ] {
+            with("old.example", Scheme::Http, 8443, |plan, _| {
+                let location = redirect(plan, &target.parse().unwrap());
+                assert_eq!(location.as_ref().map(|value| value.to_str().unwrap()), expected, "{target}");
+            });
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_taken(text in "([;:=/,. \"']|new.example|url|https://|domain|\\PC){0,12}") {
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                with("old.example", Scheme::Http, 443, |plan, sender| {
+                    let _ = location(&value, plan, sender);
+                    let _ = refresh(&value, plan, sender);
+                    let _ = cookie(&value, plan, sender);
+                });
+            }
+        }
+    }
 }

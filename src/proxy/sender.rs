@@ -128,3 +128,66 @@ impl RequestId {
 fn is_usable(id: &[u8]) -> bool {
     (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use http::Request;
+
+    use super::*;
+    use crate::proxy::host::host;
+
+    /// A host as a client would send it, for the tests of other modules too.
+    pub(crate) fn host_of(text: &str) -> Host {
+        host(&Request::builder().header("host", text).body(()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_clients_scheme_is_what_a_trusted_peer_says() {
+        for (trusted, sent, expected) in [
+            (true, Some("https"), Scheme::Https),
+            (true, Some("HTTPS, http"), Scheme::Https),
+            (true, Some("http"), Scheme::Http),
+            (true, Some("wss"), Scheme::Http),
+            (true, None, Scheme::Http),
+            (false, Some("https"), Scheme::Http),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(sent) = sent {
+                headers.insert("x-forwarded-proto", HeaderValue::from_static(sent));
+            }
+            assert_eq!(Scheme::of_client(Scheme::Http, trusted, &headers), expected, "{trusted} {sent:?}");
+        }
+    }
+
+    #[test]
+    fn usable_request_ids_are_kept() {
+        let longest = "x".repeat(128);
+        for id in ["a", "7f3c-AB_./:~!{}", longest.as_str()] {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-request-id", HeaderValue::from_str(id).unwrap());
+            assert_eq!(RequestId::without_service(&headers).as_str(), id);
+        }
+    }
+
+    #[test]
+    fn other_request_ids_are_replaced_by_one_of_32_digits() {
+        let too_long = "x".repeat(129);
+        let mut seen = std::collections::HashSet::new();
+        for id in [Some(too_long.as_bytes()), Some(b"a b"), Some(b"caf\xe9"), Some(b""), None] {
+            let mut headers = HeaderMap::new();
+            if let Some(id) = id {
+                headers.insert("x-request-id", HeaderValue::from_bytes(id).unwrap());
+            }
+            let made = RequestId::without_service(&headers);
+            assert_eq!(made.as_bytes().len(), 32);
+            assert!(made.as_bytes().iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
+            assert!(seen.insert(made.as_str().to_owned()));
+        }
+    }
+
+    #[test]
+    fn made_ids_write_the_highest_digit_first() {
+        assert_eq!(RequestId::made(0x0123 << 112).as_str(), "01230000000000000000000000000000");
+        assert_eq!(RequestId::made(u128::MAX).as_str(), "f".repeat(32));
+    }
+}

@@ -170,3 +170,134 @@ fn is_private(address: IpAddr) -> bool {
 fn is_shared(address: Ipv4Addr) -> bool {
     u32::from(address) >> 22 == 0b01_1001_0001
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn trust(networks: &[&str], client_ip: ClientIp) -> Trust {
+        let networks: Vec<IpNet> = networks.iter().map(|network| network.parse().unwrap()).collect();
+        Trust::new(&networks, client_ip)
+    }
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn networks_are_looked_up_in_canonical_form() {
+        let trust = trust(
+            &["10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/25", "192.0.2.128/32", "::ffff:172.16.0.0/108", "2001:db8::/32"],
+            ClientIp::Peer,
+        );
+        for (text, expected) in [
+            ("10.0.0.0", true),
+            ("10.255.255.255", true),
+            ("11.0.0.0", false),
+            ("9.255.255.255", false),
+            ("::ffff:10.1.2.3", true),
+            ("192.0.2.127", true),
+            ("192.0.2.128", true),
+            ("192.0.2.129", false),
+            ("172.31.255.255", true),
+            ("172.32.0.0", false),
+            ("2001:db8:ffff::1", true),
+            ("2001:db9::", false),
+            ("::1", false),
+        ] {
+            assert_eq!(trust.contains(address(text)), expected, "{text}");
+        }
+        assert!(!self::trust(&["::/0"], ClientIp::Peer).contains(address("192.0.2.1")));
+        assert!(!self::trust(&[], ClientIp::Peer).contains(address("127.0.0.1")));
+    }
+
+    #[test]
+    fn the_walk_ends_at_the_rightmost_address_that_is_not_trusted() {
+        let trust = trust(&["10.0.0.0/8", "2001:db8::/32"], ClientIp::XffRightmostUntrusted);
+        for (fields, peer, expected) in [
+            ([].as_slice(), "10.0.0.1", "10.0.0.1"),
+            (&["198.51.100.1"], "203.0.113.9", "203.0.113.9"),
+            (&["198.51.100.1"], "10.0.0.1", "198.51.100.1"),
+            (&["198.51.100.1, 198.51.100.2"], "10.0.0.1", "198.51.100.2"),
+            (&["198.51.100.1", "198.51.100.2"], "10.0.0.1", "198.51.100.2"),
+            (&["198.51.100.1", "10.0.0.3 ,\t10.0.0.2"], "10.0.0.1", "198.51.100.1"),
+            (&["10.0.0.4,10.0.0.3"], "10.0.0.1", "10.0.0.4"),
+            (&["198.51.100.1, unknown, 10.0.0.2"], "10.0.0.1", "10.0.0.2"),
+            (&["198.51.100.1, unknown"], "10.0.0.1", "10.0.0.1"),
+            (&["198.51.100.1", ""], "10.0.0.1", "10.0.0.1"),
+            (&["198.51.100.1:4711"], "10.0.0.1", "198.51.100.1"),
+            (&["[2001:db9::1]:4711"], "10.0.0.1", "2001:db9::1"),
+            (&["[2001:db9::1]"], "10.0.0.1", "2001:db9::1"),
+            (&["2001:db9::1"], "10.0.0.1", "2001:db9::1"),
+            (&["198.51.100.1, [2001:db8::1]:1"], "::ffff:10.0.0.1", "198.51.100.1"),
+            (&["::ffff:198.51.100.1"], "10.0.0.1", "198.51.100.1"),
+            (&["198.51.100.1, 10.0.0.256"], "10.0.0.1", "10.0.0.1"),
+            (&["198.51.100.1 198.51.100.2"], "10.0.0.1", "10.0.0.1"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for field in fields {
+                headers.append("x-forwarded-for", HeaderValue::from_static(field));
+            }
+            assert_eq!(client(&trust, &headers, address(peer)), address(expected), "{fields:?} from {peer}");
+        }
+    }
+
+    #[test]
+    fn other_fields_name_the_client_of_a_trusted_peer_only() {
+        let fields = headers(&[("x-real-ip", "203.0.114.1"), ("cf-ip", "203.0.115.1:80"), ("x-bad", "nobody")]);
+        let name = |text| ClientIp::Header(HeaderName::from_static(text));
+        for (client_ip, expected) in [
+            (ClientIp::Peer, "10.0.0.1"),
+            (ClientIp::XRealIp, "203.0.114.1"),
+            (name("cf-ip"), "203.0.115.1"),
+            (name("x-bad"), "10.0.0.1"),
+            (name("x-absent"), "10.0.0.1"),
+        ] {
+            let trust = trust(&["10.0.0.0/8"], client_ip);
+            assert_eq!(client(&trust, &fields, address("10.0.0.1")), address(expected));
+            assert_eq!(client(&trust, &fields, address("192.0.2.1")), address("192.0.2.1"));
+        }
+    }
+
+    #[test]
+    fn a_private_peer_that_claims_to_forward_is_suspected_once() {
+        let suspicion = Suspicion::default();
+        let claims = headers(&[("accept", "*/*"), ("x-forwarded-proto", "https")]);
+        for (peer, due) in [
+            ("10.1.2.3", true),
+            ("10.1.2.3", false),
+            ("::ffff:10.1.2.3", false),
+            ("8.8.8.8", false),
+            ("127.0.0.1", true),
+            ("100.64.0.1", true),
+            ("100.128.0.1", false),
+            ("169.254.1.1", true),
+            ("fd00::1", true),
+            ("fe80::1", true),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(suspicion.note(address(peer), &claims), due, "{peer}");
+        }
+        assert!(!suspicion.note(address("10.9.9.9"), &headers(&[("forwarded", "for=1"), ("x-real-ip", "1")])));
+        assert_eq!(suspicion.peers().next(), Some(address("10.1.2.3")));
+        assert_eq!(suspicion.peers().count(), 6);
+    }
+
+    #[test]
+    fn suspicion_is_bounded() {
+        let suspicion = Suspicion::default();
+        let claims = headers(&[("x-forwarded-for", "a")]);
+
+        let warnings = (0..100).filter(|n| suspicion.note(IpAddr::from([10, 0, 0, *n]), &claims)).count();
+
+        assert_eq!((warnings, suspicion.peers().count()), (16, 16));
+    }
+}

@@ -264,3 +264,166 @@ impl Value {
         HeaderValue::try_from(bytes).expect("every piece is a valid field value, and a name holds no control character")
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    include!("../../benches/support/service.rs");
+
+    /// A service with every default, for the tests of other modules too.
+    pub(crate) fn service() -> config::Service {
+        default_service()
+    }
+
+    fn template(parts: &[TemplatePart]) -> Template {
+        Template(parts.to_vec())
+    }
+
+    fn name(text: &'static str) -> HeaderName {
+        HeaderName::from_static(text)
+    }
+
+    fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
+        headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn hosts_come_from_host_header_before_new_host() {
+        let mut service = service();
+        let plain = HeaderPlan::compile(&service);
+        service.new.host_header = Some("inner.example".into());
+        service.old.host_header = Some("fixed.example".into());
+        let fixed = HeaderPlan::compile(&service);
+
+        assert_eq!(plain.new_host_value, "new.example");
+        assert_eq!(plain.old_host_value, None);
+        assert_eq!(fixed.new_host_value, "inner.example");
+        assert_eq!(fixed.old_host_value.unwrap(), "fixed.example");
+        assert_eq!(&*fixed.new_host, "new.example", "what is mapped back stays new_host");
+    }
+
+    #[test]
+    fn the_loop_member_is_made_of_the_name() {
+        // printf %s loop | sha256sum
+        assert_eq!(loop_member("loop"), "migration-proxy-254637f7");
+        assert_eq!(loop_member("api-name01").len(), "migration-proxy-".len() + 8);
+    }
+
+    #[test]
+    fn redirects_name_a_port_only_when_the_backend_is_new_host_on_another_one() {
+        for (backend, port, expected) in [
+            ("new.example", 443, "https://new.example"),
+            ("new.example", 8443, "https://new.example:8443"),
+            ("192.0.2.1", 8443, "https://new.example"),
+        ] {
+            let mut service = service();
+            service.new_backend = config::Authority::new(backend, port);
+            assert_eq!(&*HeaderPlan::compile(&service).redirect_origin, expected);
+        }
+    }
+
+    #[test]
+    fn reveal_knows_three_answers() {
+        for (reveal, stranger, trusted) in
+            [(Reveal::Off, false, false), (Reveal::Trusted, false, true), (Reveal::Always, true, true)]
+        {
+            let mut service = service();
+            service.headers.reveal = reveal;
+            let plan = HeaderPlan::compile(&service);
+            assert_eq!((plan.reveals(false), plan.reveals(true)), (stranger, trusted), "{reveal:?}");
+        }
+    }
+
+    #[test]
+    fn only_header_rules_with_strip_header_are_stripped() {
+        let rule = |header| config::HeaderRule {
+            header: name(header),
+            test: config::ValueTest::Present,
+            target: Cluster::New,
+        };
+        let mut service = service();
+        service.canary.header_rules = vec![rule("x-b"), rule("x-a"), rule("x-b")];
+
+        assert!(HeaderPlan::compile(&service).strip_from_requests.is_empty());
+        service.canary.strip_header = true;
+        assert_eq!(HeaderPlan::compile(&service).strip_from_requests, [name("x-a"), name("x-b")]);
+    }
+
+    #[test]
+    fn a_line_break_in_a_checked_text_cannot_end_a_line() {
+        assert_eq!(value("a\r\nb\0c\td"), "a  b c\td");
+    }
+
+    #[test]
+    fn operations_run_in_the_order_remove_set_add() {
+        let fixed = |text: &str| template(&[TemplatePart::Text(text.into())]);
+        let operations = Operations::compile(
+            &HeaderOperations {
+                remove: vec![name("x-gone"), name("x-both")],
+                set: vec![(name("x-set"), fixed("1")), (name("x-set"), fixed("2")), (name("x-both"), fixed("s"))],
+                add: vec![(name("x-both"), fixed("a")), (name("x-more"), fixed("3"))],
+            },
+            "new.example",
+        );
+        let mut headers = HeaderMap::new();
+        for (field, value) in [("x-gone", "0"), ("x-set", "0"), ("x-set", "00"), ("x-both", "0"), ("x-more", "0")] {
+            headers.append(name(field), HeaderValue::from_static(value));
+        }
+        let id = HeaderValue::from_static("id");
+        let variables =
+            Variables { client_ip: IpAddr::from([192, 0, 2, 7]), old_host: "o", request_id: &id, target: Cluster::Old };
+
+        operations.apply(&mut headers, &variables);
+        operations.retarget(&mut headers, &variables);
+
+        assert!(!headers.contains_key("x-gone"));
+        assert_eq!(values(&headers, "x-set"), ["2"]);
+        assert_eq!(values(&headers, "x-both"), ["s", "a"]);
+        assert_eq!(values(&headers, "x-more"), ["0", "3"]);
+    }
+
+    #[test]
+    fn values_that_name_the_target_follow_it() {
+        use TemplatePart::{ClientIp, NewHost, OldHost, RequestId, Target, Text};
+        let all = template(&[
+            Text("[".into()),
+            ClientIp,
+            Text(" ".into()),
+            OldHost,
+            Text(" ".into()),
+            NewHost,
+            Text(" ".into()),
+            RequestId,
+            Text(" ".into()),
+            Target,
+            Text("]".into()),
+        ]);
+        let operations = Operations::compile(
+            &HeaderOperations {
+                remove: Vec::new(),
+                set: vec![(name("x-all"), all), (name("x-id"), template(&[RequestId]))],
+                add: vec![(name("x-via"), template(&[Target])), (name("x-via"), template(&[Text("fixed".into())]))],
+            },
+            "new.example",
+        );
+        let id = HeaderValue::from_static("id");
+        let mut headers = HeaderMap::new();
+        headers.append("x-via", HeaderValue::from_static("client"));
+        let to = |target| Variables {
+            client_ip: IpAddr::from([192, 0, 2, 7]),
+            old_host: "old.example",
+            request_id: &id,
+            target,
+        };
+
+        operations.apply(&mut headers, &to(Cluster::Old));
+        for target in [Cluster::New, Cluster::New, Cluster::Old, Cluster::New] {
+            operations.retarget(&mut headers, &to(target));
+        }
+
+        assert_eq!(values(&headers, "x-all"), ["[192.0.2.7 old.example new.example id new]"]);
+        assert_eq!(values(&headers, "x-id"), ["id"]);
+        assert_eq!(values(&headers, "x-via"), ["client", "new", "fixed"]);
+    }
+}

@@ -14,6 +14,7 @@ use super::weight::Weight;
 use crate::config::{self, Cluster, FailureKind, HttpVersion, Limits, ListenTimeouts, Mode, UnknownHost};
 use crate::telemetry::metrics::ServiceMeters;
 use crate::upstream::Upstream;
+use crate::upstream::budget::Budget;
 use crate::upstream::connect::Wanted;
 
 /// What holds for every request of a snapshot, whatever its service.
@@ -38,6 +39,8 @@ pub struct Lasting {
     pub safe_mode: SafeMode,
     /// `migration.enabled`, as it is in force.
     pub enabled: AtomicBool,
+    /// How many tries again there may be.
+    pub budget: Budget,
 }
 
 /// A service.

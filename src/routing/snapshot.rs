@@ -21,6 +21,7 @@ use crate::tls;
 use crate::tls::client::{Fault, Identities, Identity};
 use crate::upstream::Upstream;
 use crate::upstream::breaker::Breaker;
+use crate::upstream::budget::Budget;
 use crate::upstream::connect::Target;
 use crate::upstream::pool::{Bounds, Pool};
 use crate::upstream::resolve::Resolver;
@@ -276,5 +277,6 @@ fn lasting(service: &config::Service) -> Lasting {
         weight: Weight::new(service.migration.percentage),
         safe_mode: SafeMode::new(service.safe_mode),
         enabled: AtomicBool::new(service.migration.enabled),
+        budget: Budget::new(Instant::now()),
     }
 }

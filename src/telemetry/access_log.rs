@@ -1,95 +1,336 @@
-//! Access log.
-use super::SinkError;
-use super::labels::Cluster;
-use crate::config::Log;
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+//! One line per request, off the request path: a worker formats into a buffer of its own, and a thread writes all
+//! buffers in one call a few times per second. The thread sleeps while nothing is logged. A destination that does not
+//! keep up costs lines, which are counted, and never a request's time.
 
-/// One try of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Try {
-    /// Where it went.
-    pub cluster: Cluster,
-    /// The address, once there was one.
-    pub address: Option<SocketAddr>,
-    /// The status, when it gave an answer.
-    pub status: Option<u16>,
-    /// How long it took.
-    pub duration: Duration,
-}
+use std::mem;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// What the client asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestText<'a> {
-    /// A parsed head.
-    Parsed {
-        /// The method.
-        method: &'a str,
-        /// The target as sent.
-        path_and_query: &'a str,
-        /// The protocol.
-        version: http::Version,
-    },
-    /// No head was read: `-`.
-    Unparsed,
-}
+use metrics::Counter;
+use tracing::{info, warn};
 
-/// What one access line says. Empty texts are written as `-`, in JSON as null.
-#[derive(Clone, Copy, Debug)]
-pub struct Line<'a> {
-    /// The client's address.
-    pub client: IpAddr,
-    /// What it asked for.
-    pub request: RequestText<'a>,
-    /// The status that it got.
-    pub status: u16,
-    /// Body bytes that it got.
-    pub bytes: u64,
-    /// All tries, in their order.
-    pub tries: &'a [Try],
-    /// From the first byte of the request to the last one of the answer.
-    pub request_time: Duration,
-    /// The service, or empty.
-    pub service: &'a str,
-    /// The reason, or empty.
-    pub reason: &'a str,
-    /// The bucket in basis points.
-    pub bucket: Option<u16>,
-    /// The request id.
-    pub request_id: &'a [u8],
-    /// Host as sent.
-    pub host: &'a [u8],
-    /// User-Agent as sent.
-    pub user_agent: &'a [u8],
-}
+use super::access_line::{self, Line};
+use super::sink::{Sink, SinkError};
+use crate::config::{AccessFormat, Log, Percent};
+
+pub use super::access_line::{RequestText, Try};
+
+/// Bytes that wait for the disk, per worker.
+const BUFFER_LIMIT: usize = 1 << 20;
+/// The writer does not wait for more lines from here on.
+const BUFFER_URGENT: usize = BUFFER_LIMIT / 2;
+/// A buffer that a burst made larger than this is given back when it is quiet again.
+const BUFFER_KEPT: usize = 1 << 16;
+/// How long the writer gathers lines after the first one.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// The access log, shared by all workers.
 #[derive(Debug)]
-pub struct AccessLog {}
+pub struct AccessLog {
+    shared: Arc<Shared>,
+    /// The path that is open; `None` while the log is off.
+    path: Mutex<Option<PathBuf>>,
+    ended: Mutex<Receiver<()>>,
+}
 
 /// Checked settings that wait for [`AccessLog::install`].
 #[derive(Debug)]
-pub struct Prepared {}
+pub struct Prepared {
+    format: AccessFormat,
+    sample: Percent,
+    path: PathBuf,
+    /// A newly opened destination, when it is another one than before.
+    sink: Option<Sink>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    buffers: Box<[Slot]>,
+    format: AtomicU8,
+    /// Basis points of the 2xx and 3xx lines that are kept.
+    sample: AtomicU16,
+    /// A line waits, or a destination; set by whoever has to wake the writer.
+    pending: AtomicBool,
+    urgent: AtomicBool,
+    closing: AtomicBool,
+    /// A destination that replaces the present one with the next batch.
+    next: Mutex<Option<Sink>>,
+    writer: OnceLock<Thread>,
+    dropped: Counter,
+}
+
+/// A worker's buffer, on cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Slot(Mutex<Buffer>);
+
+#[derive(Debug, Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    /// The text of `second`, so that a line costs no calendar.
+    time: String,
+    second: u64,
+    format: u8,
+}
 
 impl AccessLog {
-    /// Opens `log.access_path` and starts the writer.
-    pub fn new(_log: &Log, _workers: usize, _dropped: metrics::Counter) -> Result<Self, SinkError> {
-        Ok(Self {})
+    /// Opens `log.access_path` and starts the writer. `dropped` counts lost lines.
+    pub fn new(log: &Log, workers: usize, dropped: Counter) -> Result<Self, SinkError> {
+        let shared = Arc::new(Shared {
+            buffers: (0..workers.max(1)).map(|_| Slot::default()).collect(),
+            format: AtomicU8::new(AccessFormat::Off as u8),
+            sample: AtomicU16::new(0),
+            pending: AtomicBool::new(false),
+            urgent: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            next: Mutex::new(None),
+            writer: OnceLock::new(),
+            dropped,
+        });
+        let (running, ended) = mpsc::channel();
+        let writer = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("access-log".into()).spawn(move || {
+            // Dropping the sender at the end of the thread is what `close` waits for.
+            let _running = running;
+            Writer { shared: writer, sink: None, torn: false, failing: false }.run();
+        });
+        let thread = thread.map_err(|source| SinkError { path: log.access_path.clone(), source })?;
+        shared.writer.get_or_init(|| thread.thread().clone());
+        let this = Self { shared, path: Mutex::new(None), ended: Mutex::new(ended) };
+        this.install(this.prepare(log)?);
+        Ok(this)
     }
-    /// Writes one line into the worker's buffer; never blocks on the disk.
-    pub fn write(&self, _worker: usize, _line: &Line<'_>) {}
+
+    /// Writes one line into the worker's buffer, or leaves it out by `log.access_sample`. Never waits for the disk.
+    pub fn write(&self, worker: usize, line: &Line<'_>) {
+        self.shared.write(worker, line, SystemTime::now());
+    }
+
     /// Opens what changed settings need, without using it yet.
-    pub fn prepare(&self, _log: &Log) -> Result<Prepared, SinkError> {
-        Ok(Prepared {})
+    pub fn prepare(&self, log: &Log) -> Result<Prepared, SinkError> {
+        let open = log.access != AccessFormat::Off && lock(&self.path).as_ref() != Some(&log.access_path);
+        let sink = open.then(|| Sink::open(&log.access_path)).transpose()?;
+        Ok(Prepared { format: log.access, sample: log.access_sample, path: log.access_path.clone(), sink })
     }
+
     /// Uses changed settings.
-    pub fn install(&self, _prepared: Prepared) {}
-    /// Opens the path anew; loses no line.
+    pub fn install(&self, prepared: Prepared) {
+        if let Some(sink) = prepared.sink {
+            *lock(&self.path) = Some(prepared.path);
+            self.shared.replace(sink);
+        }
+        self.shared.sample.store(prepared.sample.basis_points(), Ordering::Relaxed);
+        self.shared.format.store(prepared.format as u8, Ordering::Relaxed);
+    }
+
+    /// Opens the path anew, after a rotation. Lines that wait go to the new file; after an error the old one stays.
     pub fn reopen(&self) -> Result<(), SinkError> {
+        if let Some(path) = &*lock(&self.path) {
+            self.shared.replace(Sink::open(path)?);
+        }
         Ok(())
     }
-    /// Writes what waits and ends the writer; false when that takes longer than `patience`.
-    pub fn close(&self, _patience: Duration) -> bool {
-        true
+
+    /// Writes what waits and ends the writer; false when that takes longer than `patience`. Later lines are lost.
+    pub fn close(&self, patience: Duration) -> bool {
+        self.shared.close();
+        !matches!(lock(&self.ended).recv_timeout(patience), Err(mpsc::RecvTimeoutError::Timeout))
     }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Shared {
+    fn write(&self, worker: usize, line: &Line<'_>, now: SystemTime) {
+        let format = self.format.load(Ordering::Relaxed);
+        if format == AccessFormat::Off as u8 || self.is_left_out(line) {
+            return;
+        }
+        let mut buffer = lock(&self.buffers[worker % self.buffers.len()].0);
+        let before = buffer.bytes.len();
+        if before >= BUFFER_LIMIT {
+            self.dropped.increment(1);
+            return;
+        }
+        buffer.set_time(now, format);
+        let Buffer { bytes, time, .. } = &mut *buffer;
+        if format == AccessFormat::Nginx as u8 {
+            access_line::push_nginx(bytes, time, line);
+        } else {
+            access_line::push_json(bytes, time, line);
+        }
+        let after = bytes.len();
+        drop(buffer);
+        if before == 0 {
+            self.wake();
+        } else if after >= BUFFER_URGENT && before < BUFFER_URGENT {
+            self.urgent.store(true, Ordering::Release);
+            self.unpark();
+        }
+    }
+
+    /// Only plain successes are sampled: what somebody will look for is always there.
+    fn is_left_out(&self, line: &Line<'_>) -> bool {
+        let sample = self.sample.load(Ordering::Relaxed);
+        sample < Percent::HUNDRED.basis_points()
+            && (200..400).contains(&line.status)
+            && line.tries.len() <= 1
+            && !matches!(line.reason, "fallback" | "breaker" | "unhealthy" | "full")
+            && rand::random_range(0..Percent::HUNDRED.basis_points()) >= sample
+    }
+
+    fn replace(&self, sink: Sink) {
+        *lock(&self.next) = Some(sink);
+        self.wake();
+    }
+
+    fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.unpark();
+    }
+
+    fn wake(&self) {
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            self.unpark();
+        }
+    }
+
+    fn unpark(&self) {
+        if let Some(writer) = self.writer.get() {
+            writer.unpark();
+        }
+    }
+}
+
+impl Buffer {
+    fn set_time(&mut self, now: SystemTime, format: u8) {
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        if second != self.second || format != self.format || self.time.is_empty() {
+            let format_is_nginx = format == AccessFormat::Nginx as u8;
+            self.time = access_line::time(second, format_is_nginx);
+            (self.second, self.format) = (second, format);
+        }
+    }
+
+    /// Gives away what waits and takes an empty buffer for it.
+    fn swap(&mut self, spare: &mut Vec<u8>) {
+        spare.clear();
+        if spare.capacity() > BUFFER_KEPT && self.bytes.len() < BUFFER_KEPT / 4 {
+            spare.shrink_to(BUFFER_KEPT);
+        }
+        mem::swap(&mut self.bytes, spare);
+    }
+}
+
+/// The thread that knows the destination.
+struct Writer {
+    shared: Arc<Shared>,
+    sink: Option<Sink>,
+    /// The last thing written was a part of a line.
+    torn: bool,
+    /// The last batch was lost, and that was said.
+    failing: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut batches: Vec<Vec<u8>> = self.shared.buffers.iter().map(|_| Vec::new()).collect();
+        loop {
+            let closing = self.wait();
+            // Before the buffers are taken: a line that comes later wakes us again.
+            self.shared.pending.store(false, Ordering::SeqCst);
+            self.shared.urgent.store(false, Ordering::Relaxed);
+            if let Some(sink) = lock(&self.shared.next).take() {
+                self.sink = Some(sink);
+                self.torn = false;
+            }
+            for (slot, batch) in self.shared.buffers.iter().zip(&mut batches) {
+                lock(&slot.0).swap(batch);
+            }
+            self.write(&batches);
+            if closing {
+                return;
+            }
+        }
+    }
+
+    /// Sleeps until there is something to do, and a little longer to do more of it at once; true at the end.
+    fn wait(&self) -> bool {
+        let is_closing = || self.shared.closing.load(Ordering::Acquire);
+        while !self.shared.pending.load(Ordering::Acquire) {
+            if is_closing() {
+                return true;
+            }
+            thread::park();
+        }
+        let end = Instant::now() + GATHER;
+        loop {
+            let rest = end.saturating_duration_since(Instant::now());
+            if rest.is_zero() || is_closing() || self.shared.urgent.load(Ordering::Acquire) {
+                return is_closing();
+            }
+            thread::park_timeout(rest);
+        }
+    }
+
+    fn write(&mut self, batches: &[Vec<u8>]) {
+        let mut slices: Vec<&[u8]> = Vec::with_capacity(batches.len() + 1);
+        // What follows a torn line must not look like its end.
+        slices.push(if self.torn { b"\n" } else { b"" });
+        slices.extend(batches.iter().map(Vec::as_slice));
+        if slices[1..].iter().all(|batch| batch.is_empty()) {
+            return;
+        }
+        let result = match &mut self.sink {
+            Some(sink) => sink.write(&slices),
+            None => Ok(()),
+        };
+        match result {
+            Ok(()) => {
+                self.torn = false;
+                if mem::take(&mut self.failing) {
+                    info!("access log is written again");
+                }
+            }
+            Err((written, error)) => {
+                let (lost, torn) = lost_lines(&slices, written, self.torn);
+                self.torn = torn;
+                self.shared.dropped.increment(lost);
+                if !mem::replace(&mut self.failing, true) {
+                    warn!(%error, "access log cannot be written, lines are dropped and counted");
+                }
+            }
+        }
+    }
+}
+
+/// How many lines were not written whole, and whether what was written ends inside of a line.
+fn lost_lines(slices: &[&[u8]], written: usize, was_torn: bool) -> (u64, bool) {
+    let mut skip = written;
+    let mut lost = 0;
+    let mut last = None;
+    for slice in slices {
+        let (done, rest) = slice.split_at(skip.min(slice.len()));
+        skip -= done.len();
+        last = done.last().copied().or(last);
+        lost += memchr::memchr_iter(b'\n', rest).count() as u64;
+    }
+    if written == 0 && was_torn {
+        // The line break that was to close the torn line is still owed, and is no line.
+        return (lost - 1, true);
+    }
+    (lost, last.is_some_and(|byte| byte != b'\n'))
+}
+
+/// A panic while a buffer was held leaves at worst one odd line.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,10 +1,13 @@
 //! What we tell the world: metrics, access log, audit and control lines. Everything here is told, never asked: no
 //! decision depends on it, and nothing on the request path waits for a disk or a scrape.
 
+pub mod access_line;
 pub mod access_log;
 pub mod audit;
+pub mod exposition;
 pub mod labels;
 pub mod logs;
+pub mod machine;
 pub mod metrics;
 pub mod names;
 pub mod process;

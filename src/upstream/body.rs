@@ -102,6 +102,11 @@ impl Progress {
         (self.state.load(Ordering::Relaxed) == RUNNING).then(|| self.last())
     }
 
+    /// The whole body has come.
+    pub fn is_complete(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == COMPLETE
+    }
+
     /// When the last byte came.
     pub fn last(&self) -> Instant {
         self.start + Duration::from_millis(self.last.load(Ordering::Relaxed))

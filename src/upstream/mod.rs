@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod breaker;
+pub mod budget;
 pub mod connect;
 pub mod pool;
 pub mod resolve;

@@ -19,10 +19,6 @@ use crate::telemetry::metrics::{ConnectionGauge, ServiceMeters};
 /// A connection is renewed at this age, give or take a fifth, so that a load balancer's new backends get their share.
 const AGE: Duration = Duration::from_secs(600);
 
-/// Requests that may not be repeated take a connection that was used this recently, or a new one: the race with a
-/// backend that closes idle connections is then all but impossible.
-const FRESH: Duration = Duration::from_secs(2);
-
 /// Requests on one HTTP/2 connection before another one is opened, where the peer allows more.
 const STREAMS: usize = 64;
 
@@ -125,8 +121,8 @@ pub struct Demand<'a> {
     pub wanted: Wanted,
     /// The request's host, for targets that take their server name from it.
     pub host: Option<&'a str>,
-    /// The request may not be repeated.
-    pub fresh: bool,
+    /// How long a connection may have been idle, where the pool's limit is too long.
+    pub longest_idle: Option<Duration>,
     /// When waiting ends.
     pub deadline: Instant,
 }
@@ -204,7 +200,7 @@ impl Pool {
         {
             return Some(self.share(shared.clone(), demand.worker, true));
         }
-        let longest = if demand.fresh { FRESH } else { self.bounds.idle_timeout };
+        let longest = demand.longest_idle.unwrap_or(self.bounds.idle_timeout).min(self.bounds.idle_timeout);
         let mut dropped = 0;
         let mut found = None;
         let mut index = connections.http1.len();
@@ -215,7 +211,7 @@ impl Pool {
             if idle.sender.is_closed() {
                 connections.http1.swap_remove(index);
                 dropped += 1;
-            } else if now.duration_since(idle.since) <= longest && idle.made.fits(demand) && idle.sender.is_ready() {
+            } else if now.duration_since(idle.since) < longest && idle.made.fits(demand) && idle.sender.is_ready() {
                 found = Some(connections.http1.remove(index));
                 break;
             }

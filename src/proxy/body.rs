@@ -1,0 +1,188 @@
+//! The bodies that we send to clients. The body of an upstream's response holds the connection and the exchange, so that
+//! its end is the exchange's end: the connection goes back to its pool, the access line is written.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::exchange::Exchange;
+use super::timeouts::Timer;
+use crate::config::Cluster;
+use crate::routing::service::Service;
+use crate::upstream::body::{Progress, clean_trailers};
+use crate::upstream::breaker::Verdict;
+use crate::upstream::pool::Lease;
+
+/// What a client gets.
+#[derive(Default)]
+pub enum ResponseBody {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// A line of ours.
+    Text(Bytes),
+    /// What an upstream sends.
+    Passing(Box<Passing>),
+}
+
+/// A response on its way from an upstream to the client.
+pub struct Passing {
+    body: Incoming,
+    cluster: Cluster,
+    service: Arc<Service>,
+    /// Taken when the body has ended.
+    open: Option<Open>,
+}
+
+/// What is given back at the end of the body.
+struct Open {
+    exchange: Exchange,
+    lease: Lease,
+    timer: Timer,
+    upload: Option<Arc<Progress>>,
+    reusable: bool,
+    last: Instant,
+    idle: Duration,
+}
+
+/// Why a body ended before its end. The client's connection is cut, so that nobody takes the response for complete.
+#[derive(Debug)]
+pub enum BodyError {
+    /// The upstream's connection ended or made no sense.
+    Truncated(hyper::Error),
+    /// The upstream sent nothing for `timeouts.idle`.
+    Stalled,
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Truncated(error) => write!(f, "the response ended early: {error}"),
+            Self::Stalled => f.write_str("the response stalled"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {}
+
+/// A response whose head has been judged.
+pub struct Answer {
+    /// The response.
+    pub body: Incoming,
+    /// The connection that it comes on.
+    pub lease: Lease,
+    /// The request's body, which must have ended before the connection serves again.
+    pub upload: Option<Arc<Progress>>,
+    /// Whether the response's framing lets the connection serve again.
+    pub reusable: bool,
+    /// The side that answers.
+    pub cluster: Cluster,
+}
+
+impl ResponseBody {
+    /// The body of an upstream's response.
+    pub fn passing(answer: Answer, service: Arc<Service>, exchange: Exchange, timer: Timer) -> Self {
+        let Answer { body, lease, upload, reusable, cluster } = answer;
+        let idle = service.config.timeouts.idle;
+        let open = Open { exchange, lease, timer, upload, reusable, last: Instant::now(), idle };
+        let mut passing = Passing { body, cluster, service, open: Some(open) };
+        if passing.body.is_end_stream() {
+            passing.complete();
+        }
+        Self::Passing(Box::new(passing))
+    }
+}
+
+impl Passing {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    clean_trailers(trailers);
+                }
+                if let (Some(open), Some(data)) = (&mut self.open, frame.data_ref()) {
+                    open.exchange.sent(data.len());
+                    open.last = Instant::now();
+                }
+                if self.body.is_end_stream() {
+                    self.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(self.cut(BodyError::Truncated(error))))),
+            Poll::Ready(None) => {
+                self.complete();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let stalled = self.open.as_mut().is_some_and(|open| {
+                    let deadline = open.last + open.idle;
+                    open.timer.poll_until(cx, deadline).is_ready()
+                });
+                if stalled { Poll::Ready(Some(Err(self.cut(BodyError::Stalled)))) } else { Poll::Pending }
+            }
+        }
+    }
+
+    /// The whole response has come: the connection may serve the next request, the exchange is over.
+    fn complete(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        let sent_all = open.upload.as_ref().is_none_or(|upload| upload.is_complete());
+        if open.reusable && sent_all {
+            open.lease.recycle();
+        }
+    }
+
+    /// A head that promised more than came is one more failure of the cluster.
+    fn cut(&mut self, error: BodyError) -> BodyError {
+        if let Some(open) = self.open.take() {
+            open.exchange.busy().flow().break_off();
+            tracing::debug!(service = self.service.name(), cluster = self.cluster.as_str(), %error, "response cut");
+        }
+        if let Some(admission) = self.service.upstream(self.cluster).admit(std::time::Instant::now()) {
+            admission.settle(Verdict::Failure);
+        }
+        error
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        match this {
+            Self::Empty => Poll::Ready(None),
+            Self::Text(text) => {
+                let text = std::mem::take(text);
+                *this = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(text))))
+            }
+            Self::Passing(passing) => passing.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Text(_) => false,
+            Self::Passing(passing) => passing.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Text(text) => SizeHint::with_exact(text.len() as u64),
+            Self::Passing(passing) => passing.body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Everything learnt about one request. Dropping it writes the metrics and the access line, so every request leaves
+//! exactly one of each, also when the client leaves half-way.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, StatusCode, Version, header};
+
+use super::connection::{Busy, Connection};
+use super::host::Host;
+use super::sender::RequestId;
+use crate::config::Cluster;
+use crate::routing::decide::Decision;
+use crate::routing::service::Service;
+use crate::telemetry::Telemetry;
+use crate::telemetry::access_log::{Line, RequestText, Try};
+use crate::telemetry::labels::{Outcome, Reason, RejectCause, Target};
+use crate::upstream::body::Progress;
+
+/// nginx' status for a client that left before the response head. Only in logs and metrics.
+const CLIENT_LEFT: u16 = 499;
+
+/// One request with its response.
+pub struct Exchange {
+    telemetry: Arc<Telemetry>,
+    busy: Busy,
+    worker: usize,
+    start: Instant,
+    method: Method,
+    target: Option<PathAndQuery>,
+    version: Version,
+    user_agent: Option<HeaderValue>,
+    host: Option<HeaderValue>,
+    request_id: Option<RequestId>,
+    client: IpAddr,
+    service: Option<Arc<Service>>,
+    decision: Option<Decision>,
+    reason: Reason,
+    answered_by: Target,
+    status: u16,
+    sent: u64,
+    upload: Option<Arc<Progress>>,
+    tries: Vec<Try>,
+    current: Option<(Cluster, Instant)>,
+}
+
+impl Exchange {
+    /// A request has come.
+    pub fn begin<B>(telemetry: Arc<Telemetry>, connection: &Connection, request: &Request<B>) -> Self {
+        Self {
+            telemetry,
+            busy: connection.flow.enter(),
+            worker: connection.worker,
+            start: Instant::now(),
+            method: request.method().clone(),
+            target: request.uri().path_and_query().cloned(),
+            version: request.version(),
+            user_agent: request.headers().get(header::USER_AGENT).cloned(),
+            host: request.headers().get(header::HOST).cloned(),
+            request_id: None,
+            client: connection.peer.ip(),
+            service: None,
+            decision: None,
+            reason: Reason::None,
+            answered_by: Target::None,
+            status: CLIENT_LEFT,
+            sent: 0,
+            upload: None,
+            tries: Vec::new(),
+            current: None,
+        }
+    }
+
+    /// When the request came.
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
+    /// The method.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// The client's HTTP version.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The connection's flow.
+    pub fn busy(&self) -> &Busy {
+        &self.busy
+    }
+
+    /// The id, once it is known.
+    pub fn request_id(&self) -> Option<&RequestId> {
+        self.request_id.as_ref()
+    }
+
+    /// The client's address after the walk over trusted proxies.
+    pub fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// The service, once it is known.
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        self.service.as_ref()
+    }
+
+    /// Who asks for what.
+    pub fn identified(&mut self, host: &Host, client: IpAddr, id: RequestId) {
+        self.host = Some(host.value().clone());
+        self.client = client;
+        self.request_id = Some(id);
+    }
+
+    /// The request names no host that we can read.
+    pub fn anonymous(&mut self, id: RequestId) {
+        self.request_id = Some(id);
+    }
+
+    /// A service claims the host.
+    pub fn found(&mut self, service: &Arc<Service>) {
+        self.service = Some(service.clone());
+    }
+
+    /// Old or new is decided.
+    pub fn decided(&mut self, decision: Decision) {
+        self.reason = decision.reason;
+        self.decision = Some(decision);
+        if let Some(service) = &self.service
+            && !service.rules.key_sources().is_empty()
+        {
+            service.meters.key(decision.key);
+        }
+    }
+
+    /// Where the body of the request can be watched.
+    pub fn uploads(&mut self, progress: Arc<Progress>) {
+        self.upload = Some(progress);
+    }
+
+    /// A later step gave another reason.
+    pub fn because(&mut self, reason: Reason) {
+        self.reason = reason;
+    }
+
+    /// The reason as it stands.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The decision, once it is made.
+    pub fn decision(&self) -> Option<&Decision> {
+        self.decision.as_ref()
+    }
+
+    /// A try on a cluster begins.
+    pub fn tries(&mut self, cluster: Cluster) {
+        self.current = Some((cluster, Instant::now()));
+    }
+
+    /// The try that is under way has ended.
+    pub fn tried(&mut self, address: Option<SocketAddr>, status: Option<StatusCode>, outcome: Outcome) {
+        let Some((cluster, start)) = self.current.take() else { return };
+        let duration = start.elapsed();
+        if let Some(service) = &self.service {
+            service.meters.attempt(cluster, outcome, duration);
+        }
+        self.tries.push(Try { cluster, address, status: status.map(|status| status.as_u16()), duration });
+    }
+
+    /// Tries so far.
+    pub fn try_count(&self) -> usize {
+        self.tries.len()
+    }
+
+    /// The head of the response is on its way.
+    pub fn answered(&mut self, target: Target, status: StatusCode) {
+        self.answered_by = target;
+        self.status = status.as_u16();
+        if target != Target::None {
+            let upstream: Duration = self.tries.iter().map(|one| one.duration).sum();
+            self.telemetry.process.overhead(self.start.elapsed().saturating_sub(upstream));
+        }
+    }
+
+    /// We refuse the request.
+    pub fn rejected(&self, cause: RejectCause) {
+        self.telemetry.process.rejected(cause);
+    }
+
+    /// Body bytes on their way to the client.
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    fn finish(&mut self) {
+        let duration = self.start.elapsed();
+        if let Some((cluster, start)) = self.current.take() {
+            // The client left, or a limit of ours ended the try: nobody's failure.
+            let duration = start.elapsed();
+            if let Some(service) = &self.service {
+                service.meters.attempt(cluster, Outcome::Aborted, duration);
+            }
+            self.tries.push(Try { cluster, address: None, status: None, duration });
+        } else if self.answered_by != Target::None
+            && let Some((last, earlier)) = self.tries.split_last_mut()
+        {
+            // As nginx: the time of the last try runs to the end of its body.
+            let before: Duration = earlier.iter().map(|one| one.duration).sum();
+            last.duration = last.duration.max(duration.saturating_sub(before).min(duration));
+        }
+        if let Some(service) = &self.service {
+            let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let received = self.upload.as_ref().map_or(0, |upload| upload.bytes());
+            service.meters.request(self.answered_by, self.reason, status, duration, received, self.sent);
+        }
+        self.write(duration);
+    }
+
+    fn write(&self, duration: Duration) {
+        let target = self.target.as_ref().map_or("*", PathAndQuery::as_str);
+        let line = Line {
+            client: self.client,
+            request: RequestText::Parsed { method: self.method.as_str(), path_and_query: target, version: self.version },
+            status: self.status,
+            bytes: self.sent,
+            tries: &self.tries,
+            request_time: duration,
+            service: self.service.as_ref().map_or("", |service| service.name()),
+            reason: if self.reason == Reason::None { "" } else { self.reason.as_str() },
+            bucket: self.decision.and_then(|decision| decision.bucket).map(|bucket| bucket.basis_points()),
+            request_id: self.request_id.as_ref().map_or(b"", |id| id.as_bytes()),
+            host: self.host.as_ref().map_or(b"", |host| host.as_bytes()),
+            user_agent: self.user_agent.as_ref().map_or(b"", |agent| agent.as_bytes()),
+        };
+        self.telemetry.access.write(self.worker, &line);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

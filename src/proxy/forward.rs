@@ -1,0 +1,337 @@
+//! The attempt loop: admit, lease, send, judge, then answer, try again or fall back, all under one deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::exchange::Exchange;
+use super::failure::{Failure, Refusal};
+use super::headers::{self, Destination, Length};
+use super::sender::{RequestId, Sender};
+use super::timeouts::Timer;
+use crate::config::{Cluster, FailureKind, Protocol};
+use crate::routing::decide::Decision;
+use crate::routing::service::Service;
+use crate::telemetry::labels::{FallbackCause, Outcome, Reason};
+use crate::upstream::Admission;
+use crate::upstream::body::{OutBody, Progress};
+use crate::upstream::breaker::Verdict;
+use crate::upstream::pool::{Demand, Lease};
+
+/// A request that may not be repeated takes a connection that was used this recently, or a new one: the race with a
+/// backend that closes idle connections is then all but impossible.
+const RECENT: Duration = Duration::from_secs(2);
+
+/// A prepared request and everything that its tries share.
+pub struct Draft<'a> {
+    /// The service.
+    pub service: &'a Arc<Service>,
+    /// Who sent it.
+    pub sender: &'a Sender<'a>,
+    /// Its id.
+    pub id: &'a RequestId,
+    /// The head, prepared for either cluster.
+    pub head: request::Parts,
+    /// The body; taken by the try that sends it.
+    pub body: Option<OutBody>,
+    /// Where the body can be watched.
+    pub upload: Option<Arc<Progress>>,
+    /// The upgrade that the client asks for.
+    pub upgrade: Option<HeaderValue>,
+    /// It is a gRPC call.
+    pub is_grpc: bool,
+    /// The worker that serves it.
+    pub worker: usize,
+    /// When all tries must be over.
+    pub deadline: Instant,
+}
+
+/// A response head from a cluster, and the connection that its body comes on.
+pub struct Forwarded {
+    /// The side that answered.
+    pub cluster: Cluster,
+    /// The response.
+    pub response: Response<Incoming>,
+    /// The connection.
+    pub lease: Lease,
+    /// The response's framing lets the connection serve again.
+    pub reusable: bool,
+    failing: Option<StatusCode>,
+}
+
+/// Why nothing was forwarded.
+pub enum Stop {
+    /// Every try failed; this is the last one.
+    Failed(Failure),
+    /// A limit or a rule of ours.
+    Refused(Refusal),
+}
+
+/// What follows a failed try.
+enum Next {
+    /// The other cluster.
+    Old(FallbackCause),
+    /// The same cluster, on a new connection, after a pause.
+    Again(Duration),
+    /// Nothing.
+    GiveUp,
+}
+
+/// What the loop remembers of the tries so far.
+#[derive(Default)]
+struct History {
+    raced: bool,
+    again: u32,
+}
+
+/// Sends a request to the cluster that was decided, and elsewhere when that fails and is safe.
+pub async fn forward(
+    draft: &mut Draft<'_>,
+    decision: &Decision,
+    exchange: &mut Exchange,
+    timer: &mut Timer,
+) -> Result<Forwarded, Stop> {
+    let mut cluster = decision.cluster;
+    let mut history = History::default();
+    let mut longest_idle = (!draft.is_repeatable()).then_some(RECENT);
+    draft.service.lasting.budget.request(std::time::Instant::now());
+    loop {
+        let tried = draft.attempt(cluster, decision, longest_idle, exchange, timer).await;
+        let failure = match &tried {
+            Ok(Forwarded { failing: None, .. }) => return tried.map_err(Stop::Failed),
+            Ok(Forwarded { failing: Some(status), .. }) => &Failure::Status(*status),
+            Err(failure) => failure,
+        };
+        match draft.next(cluster, decision, failure, &mut history) {
+            Next::Old(cause) => {
+                draft.service.meters.fallback(cause);
+                exchange.because(reason_of(cause));
+                cluster = Cluster::Old;
+                history = History::default();
+            }
+            Next::Again(pause) => {
+                draft.service.meters.retry(cluster, failure.outcome());
+                drop(tried);
+                tokio::time::sleep(pause).await;
+                longest_idle = Some(Duration::ZERO);
+            }
+            Next::GiveUp => {
+                return tried.map_err(|failure| draft.stop(cluster, decision, failure));
+            }
+        }
+    }
+}
+
+impl Draft<'_> {
+    /// One try on one cluster.
+    async fn attempt(
+        &mut self,
+        cluster: Cluster,
+        decision: &Decision,
+        longest_idle: Option<Duration>,
+        exchange: &mut Exchange,
+        timer: &mut Timer,
+    ) -> Result<Forwarded, Failure> {
+        let upstream = self.service.upstream(cluster);
+        let admission = upstream.admit(std::time::Instant::now()).ok_or(Failure::Open)?;
+        let waiting = upstream.wait().ok_or(Failure::Full)?;
+        exchange.tries(cluster);
+        let limit = self.limit(cluster, decision);
+        let sent = self.send(cluster, longest_idle, limit, timer).await;
+        drop(waiting);
+        match sent {
+            Ok((response, lease)) => self.judge(cluster, response, lease, admission, exchange),
+            Err((address, failure)) => {
+                exchange.tried(address, None, failure.outcome());
+                if cluster == Cluster::New && failure.kind().is_some_and(|kind| self.blames(&failure, kind)) {
+                    admission.settle(Verdict::Failure);
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn blames(&self, failure: &Failure, kind: FailureKind) -> bool {
+        failure.blames_upstream() && self.service.is_failure(kind)
+    }
+
+    async fn send(
+        &mut self,
+        cluster: Cluster,
+        longest_idle: Option<Duration>,
+        limit: Instant,
+        timer: &mut Timer,
+    ) -> Result<(Response<Incoming>, Lease), (Option<std::net::SocketAddr>, Failure)> {
+        let pool = &self.service.upstream(cluster).pool;
+        let demand = Demand {
+            worker: self.worker,
+            wanted: self.service.wanted(cluster, self.is_grpc),
+            host: Some(self.sender.host.name()),
+            longest_idle,
+            deadline: limit.into_std(),
+        };
+        let mut lease = pool.lease(demand).await.map_err(|error| (error.address, Failure::Connect(error)))?;
+        let address = Some(lease.address());
+        let request = self.request(cluster, &lease);
+        let start = Instant::now();
+        let allowed = limit.saturating_duration_since(start);
+        let upload = self.upload.clone();
+        let later = || upload.as_ref().and_then(|upload| upload.still_moving()).map(|last| last + allowed);
+        let Some(sent) = timer.limit(lease.send(request), limit, later).await else {
+            return Err((address, Failure::Timeout(start.elapsed())));
+        };
+        match sent {
+            Ok(response) => Ok((response, lease)),
+            Err(error) => {
+                let fault = self.upload.as_ref().and_then(|upload| upload.fault());
+                let (failure, unsent) = Failure::of_send(error, lease.reused, fault);
+                if let Some(unsent) = unsent {
+                    let (head, body) = unsent.into_parts();
+                    (self.head, self.body) = (head, Some(body));
+                }
+                Err((address, failure))
+            }
+        }
+    }
+
+    /// The request as this cluster gets it. The head is kept only where the request may be sent once more.
+    fn request(&mut self, cluster: Cluster, lease: &Lease) -> Request<OutBody> {
+        let body = self.body.take().unwrap_or_default();
+        let mut head = if self.is_repeatable() { headers::copy(&self.head) } else { self.take_head() };
+        let tls = match cluster {
+            Cluster::Old => self.service.config.old.protocol == Protocol::Https,
+            Cluster::New => self.service.config.new.protocol == Protocol::Https,
+        };
+        let destination = Destination { cluster, version: lease.version(), tls, body: Length::of(&body) };
+        headers::address(&mut head, &self.service.headers, self.sender, self.id, &destination);
+        Request::from_parts(head, body)
+    }
+
+    fn take_head(&mut self) -> request::Parts {
+        let (empty, ()) = Request::new(()).into_parts();
+        std::mem::replace(&mut self.head, empty)
+    }
+
+    /// A response head has come: what it says of the cluster, and whether it may be passed on.
+    fn judge(
+        &self,
+        cluster: Cluster,
+        response: Response<Incoming>,
+        lease: Lease,
+        admission: Admission,
+        exchange: &mut Exchange,
+    ) -> Result<Forwarded, Failure> {
+        let status = response.status();
+        let address = Some(lease.address());
+        if status == StatusCode::SWITCHING_PROTOCOLS && self.upgrade.is_none() {
+            exchange.tried(address, Some(status), Outcome::Reset);
+            admission.settle(Verdict::Failure);
+            return Err(Failure::Unasked);
+        }
+        exchange.tried(address, Some(status), Outcome::of_status(status));
+        let is_failing = cluster == Cluster::New && self.service.is_failure(FailureKind::Status(status.as_u16()));
+        admission.settle(if is_failing { Verdict::Failure } else { Verdict::Success });
+        // Beside Transfer-Encoding a length is a sign of trouble: nothing more is read from this connection.
+        let fields = response.headers();
+        let ambiguous = fields.contains_key(header::TRANSFER_ENCODING) && fields.contains_key(header::CONTENT_LENGTH);
+        let failing = is_failing.then_some(status);
+        Ok(Forwarded { cluster, response, lease, reusable: !ambiguous, failing })
+    }
+
+    fn next(&self, cluster: Cluster, decision: &Decision, failure: &Failure, history: &mut History) -> Next {
+        if matches!(failure, Failure::Upload(_)) || Instant::now() >= self.deadline {
+            return Next::GiveUp;
+        }
+        let may_repeat = self.may_repeat(failure);
+        if failure.is_connection_race() && may_repeat && !history.raced {
+            history.raced = true;
+            return Next::Again(Duration::ZERO);
+        }
+        if cluster == Cluster::New {
+            match failure {
+                Failure::Open | Failure::Full if decision.keeps_to_new => return Next::GiveUp,
+                Failure::Open => return Next::Old(FallbackCause::Breaker),
+                Failure::Full => return Next::Old(FallbackCause::Full),
+                _ => {}
+            }
+        }
+        let Some(kind) = failure.kind() else { return Next::GiveUp };
+        if !may_repeat {
+            return Next::GiveUp;
+        }
+        if self.may_fall_back(cluster, decision) && self.service.is_failure(kind) {
+            return Next::Old(failure.fallback_cause());
+        }
+        self.again(cluster, failure, kind, history)
+    }
+
+    /// Another try on the same cluster, within the number, the budget and the deadline.
+    fn again(&self, cluster: Cluster, failure: &Failure, kind: FailureKind, history: &mut History) -> Next {
+        let retry = &self.service.config.retry;
+        let has_alternative = matches!(failure, Failure::Connect(error) if error.has_alternative);
+        let is_wanted = cluster == Cluster::New && !self.service.replays_on_old() && retry.when.contains(&kind);
+        let now = std::time::Instant::now();
+        if !(has_alternative || is_wanted)
+            || history.again >= retry.attempts
+            || !self.service.lasting.budget.try_again(now, retry.budget)
+        {
+            return Next::GiveUp;
+        }
+        history.again += 1;
+        if has_alternative {
+            return Next::Again(Duration::ZERO);
+        }
+        let most = retry.backoff_max.min(retry.backoff_base.saturating_mul(1 << (history.again - 1).min(16)));
+        let pause = most.mul_f64(rand::random_range(0.0..=1.0));
+        if Instant::now() + pause >= self.deadline { Next::GiveUp } else { Next::Again(pause) }
+    }
+
+    /// Sending it once more cannot repeat an effect.
+    fn may_repeat(&self, failure: &Failure) -> bool {
+        failure.is_unsent() && self.body.is_some() || self.is_repeatable() && self.service.config.retry.after_send
+    }
+
+    /// A safe request without a body (RFC 9110, 9.2.1): the head alone is the whole request.
+    fn is_repeatable(&self) -> bool {
+        self.upload.is_none()
+            && self.upgrade.is_none()
+            && matches!(self.head.method, Method::GET | Method::HEAD | Method::OPTIONS)
+    }
+
+    fn may_fall_back(&self, cluster: Cluster, decision: &Decision) -> bool {
+        cluster == Cluster::New && self.service.replays_on_old() && !decision.keeps_to_new
+    }
+
+    /// When a try must have its head. A try on new leaves old a third of the time where old may still answer.
+    fn limit(&self, cluster: Cluster, decision: &Decision) -> Instant {
+        let now = Instant::now();
+        let timeouts = &self.service.config.timeouts;
+        let limit = self.deadline.min(now + timeouts.response_header);
+        if self.may_fall_back(cluster, decision) && self.is_repeatable() {
+            let start = self.deadline - timeouts.total;
+            return limit.min(start + timeouts.total * 2 / 3);
+        }
+        limit
+    }
+
+    fn stop(&self, cluster: Cluster, decision: &Decision, failure: Failure) -> Stop {
+        match failure {
+            Failure::Open | Failure::Full if cluster == Cluster::New && decision.keeps_to_new => {
+                Stop::Refused(Refusal::Pinned)
+            }
+            failure => Stop::Failed(failure),
+        }
+    }
+}
+
+fn reason_of(cause: FallbackCause) -> Reason {
+    match cause {
+        FallbackCause::Breaker => Reason::Breaker,
+        FallbackCause::Unhealthy => Reason::Unhealthy,
+        FallbackCause::Full => Reason::Full,
+        _ => Reason::Fallback,
+    }
+}

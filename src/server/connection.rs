@@ -1,0 +1,275 @@
+//! One connection: TLS or clear, HTTP/1.1 or HTTP/2, and its graceful end.
+
+use std::error::Error as _;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::ServerConfig;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use super::io::Guarded;
+use crate::net::stream::Stream;
+use crate::proxy::Proxy;
+use crate::proxy::connection::{Connection, Flow, Shown};
+use crate::proxy::failure::Refusal;
+use crate::proxy::sender::Scheme;
+use crate::routing::service::Edge;
+use crate::shutdown::Drain;
+use crate::telemetry::access_log::{Line, RequestText};
+use crate::telemetry::labels::ListenerKind;
+use crate::tls::certificates::Certificates;
+
+/// Requests under way on one HTTP/2 connection. hyper's default of 200 lets one client hold more than it needs.
+const STREAMS: u32 = 128;
+
+/// Room for the request line and for what we refuse ourselves, with a text and a request id, instead of hyper.
+const HEAD_MARGIN: usize = 4 * 1024;
+
+/// Fields that hyper parses without allocating for them.
+const USUAL_FIELDS: usize = 100;
+
+/// The beginning of HTTP/2 without TLS. No method of HTTP/1.1 begins so.
+const PREFACE: &[u8] = b"PRI";
+
+/// What is done to the connections of one listener before HTTP.
+pub struct Door {
+    /// For metrics.
+    pub kind: ListenerKind,
+    /// TLS, where the listener speaks it.
+    pub tls: Option<Tls>,
+}
+
+/// A listener's TLS.
+pub struct Tls {
+    /// How handshakes are done.
+    pub config: Arc<ServerConfig>,
+    /// What clients are shown.
+    pub certificates: Arc<Certificates>,
+}
+
+/// Serves one accepted socket to its end.
+pub async fn serve(socket: TcpStream, peer: SocketAddr, door: &Door, proxy: Arc<Proxy>, worker: usize, drain: Drain) {
+    let edge = proxy.edge();
+    let limit = edge.timeouts.tls_handshake;
+    let (stream, shown, is_http2) = match &door.tls {
+        None => {
+            let Ok(Ok(is_http2)) = tokio::time::timeout(edge.timeouts.header, speaks_http2(&socket)).await else {
+                return;
+            };
+            (Stream::Plain(socket), None, is_http2)
+        }
+        Some(tls) => match tokio::time::timeout(limit, tls.accept(socket)).await {
+            Ok(Ok(accepted)) => accepted,
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "TLS handshake failed");
+                return;
+            }
+            Err(_) => {
+                tracing::debug!(%peer, "TLS handshake timed out");
+                return;
+            }
+        },
+    };
+    let scheme = if door.tls.is_some() { Scheme::Https } else { Scheme::Http };
+    let flow = Arc::new(Flow::default());
+    let connection = Arc::new(Connection::new(worker, peer, scheme, shown, flow.clone()));
+    let stream = Guarded::new(stream, flow, edge.timeouts, !is_http2);
+    if is_http2 {
+        serve_http2(stream, connection, &edge, proxy, drain).await;
+    } else {
+        serve_http1(stream, connection, &edge, proxy, drain).await;
+    }
+}
+
+impl Tls {
+    async fn accept(&self, socket: TcpStream) -> io::Result<(Stream, Option<Shown>, bool)> {
+        let stream = TlsAcceptor::from(self.config.clone()).accept(socket).await?;
+        let session = stream.get_ref().1;
+        let is_http2 = session.alpn_protocol() == Some(b"h2");
+        let server_name = session.server_name().map(Box::<str>::from);
+        let shown = self.certificates.select(server_name.as_deref()).map(|certificate| {
+            let is_covered = server_name.as_deref().is_some_and(|name| certificate.names.covers(name));
+            Shown { server_name, certificate, is_covered }
+        });
+        Ok((Stream::Server(Box::new(stream)), shown, is_http2))
+    }
+}
+
+/// Whether the client begins with the preface of HTTP/2 (RFC 9113, 3.4). The bytes stay in the socket.
+async fn speaks_http2(socket: &TcpStream) -> io::Result<bool> {
+    let mut start = [0; PREFACE.len()];
+    loop {
+        let seen = socket.peek(&mut start).await?;
+        if seen == PREFACE.len() || seen == 0 || !PREFACE.starts_with(&start[..seen]) {
+            return Ok(start[..seen] == *PREFACE);
+        }
+        // One or two bytes that may become either: the socket stays readable, so waiting for it would spin.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn serve_http1(stream: Guarded, connection: Arc<Connection>, edge: &Edge, proxy: Arc<Proxy>, drain: Drain) {
+    let service = {
+        let (proxy, connection) = (proxy.clone(), connection.clone());
+        service_fn(move |request| {
+            let (proxy, connection) = (proxy.clone(), connection.clone());
+            async move { proxy.handle(&connection, request).await }
+        })
+    };
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // Heads and pauses have limits of their own, in `Guarded`.
+        .header_read_timeout(None)
+        .max_header_size(edge.limits.header_bytes + HEAD_MARGIN);
+    if edge.limits.header_count > USUAL_FIELDS {
+        builder.max_headers(edge.limits.header_count + 1);
+    }
+    let mut serving = pin!(builder.serve_connection(stream, service).with_upgrades());
+    let mut ending = Ending::new(drain);
+    let result = std::future::poll_fn(|cx| {
+        if let Poll::Ready(result) = serving.as_mut().poll(cx) {
+            return Poll::Ready(result);
+        }
+        if ending.poll_begin(cx) {
+            serving.as_mut().graceful_shutdown();
+            return serving.as_mut().poll(cx);
+        }
+        Poll::Pending
+    })
+    .await;
+    if let Err(error) = result {
+        note_refused_head(&error, &connection, &proxy);
+    }
+}
+
+async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, proxy: Arc<Proxy>, drain: Drain) {
+    let flow = connection.flow.clone();
+    let service = service_fn(move |request| {
+        let (proxy, connection) = (proxy.clone(), connection.clone());
+        async move { proxy.handle(&connection, request).await }
+    });
+    let list = u32::try_from(edge.limits.header_bytes + HEAD_MARGIN).unwrap_or(u32::MAX);
+    let mut serving = pin!(
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_header_list_size(list)
+            .max_concurrent_streams(STREAMS)
+            .serve_connection(stream, service)
+    );
+    let mut ending = Ending::new(drain);
+    let mut rest = Rest::new(flow, edge.timeouts.keepalive);
+    let result = std::future::poll_fn(|cx| {
+        if let Poll::Ready(result) = serving.as_mut().poll(cx) {
+            return Poll::Ready(result);
+        }
+        let (drained, idle) = (ending.poll_begin(cx), rest.poll_over(cx));
+        if drained || idle {
+            serving.as_mut().graceful_shutdown();
+            return serving.as_mut().poll(cx);
+        }
+        Poll::Pending
+    })
+    .await;
+    if let Err(error) = result {
+        tracing::debug!(%error, "HTTP/2 connection ended");
+    }
+}
+
+/// The beginning of the drain, told once. Looking costs one load: the drain's own future is polled only to leave a
+/// waker with it.
+struct Ending {
+    drain: Drain,
+    started: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    told: bool,
+}
+
+impl Ending {
+    fn new(drain: Drain) -> Self {
+        Self { drain, started: None, told: false }
+    }
+
+    fn poll_begin(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.told {
+            return false;
+        }
+        if self.started.is_none() {
+            let drain = self.drain.clone();
+            let mut started: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move { drain.started().await });
+            // The connection is one task from beginning to end, so this waker stays the right one.
+            let _ = started.as_mut().poll(cx);
+            self.started = Some(started);
+        }
+        self.told = self.drain.has_started();
+        self.told
+    }
+}
+
+/// An HTTP/2 connection without a request for a while. hyper has no limit of its own for that.
+struct Rest {
+    flow: Arc<Flow>,
+    limit: Duration,
+    served: u32,
+    timer: Pin<Box<tokio::time::Sleep>>,
+    over: bool,
+}
+
+impl Rest {
+    fn new(flow: Arc<Flow>, limit: Duration) -> Self {
+        Self { flow, limit, served: 0, timer: Box::pin(tokio::time::sleep(limit)), over: false }
+    }
+
+    /// True once, when no request was under way for the whole limit.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> bool {
+        while !self.over && self.timer.as_mut().poll(cx).is_ready() {
+            let served = self.flow.served();
+            self.over = self.flow.busy() == 0 && served == std::mem::replace(&mut self.served, served);
+            if self.over {
+                return true;
+            }
+            self.timer.as_mut().reset(tokio::time::Instant::now() + self.limit);
+        }
+        false
+    }
+}
+
+/// hyper answers a head that it cannot take by itself; we count it and write the line.
+fn note_refused_head(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
+    let io_error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let timed_out = io_error.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
+    let refusal = if error.is_parse_too_large() {
+        Refusal::Header
+    } else if error.is_parse() {
+        Refusal::Malformed("the request head is malformed")
+    } else if timed_out && !connection.flow.is_broken() {
+        Refusal::Slow
+    } else {
+        tracing::debug!(peer = %connection.peer, %error, "connection ended");
+        return;
+    };
+    let telemetry = proxy.telemetry();
+    telemetry.process.rejected(refusal.cause());
+    let line = Line {
+        client: connection.peer.ip().to_canonical(),
+        request: RequestText::Unparsed,
+        status: refusal.status().as_u16(),
+        bytes: 0,
+        tries: &[],
+        request_time: Duration::ZERO,
+        service: "",
+        reason: "",
+        bucket: None,
+        request_id: b"",
+        host: b"",
+        user_agent: b"",
+    };
+    telemetry.access.write(connection.worker, &line);
+}

@@ -1,0 +1,240 @@
+//! The byte stream under hyper's server. It tells a slow client from a slow server by the connection's
+//! [`Flow`](crate::proxy::connection::Flow): a head has one limit, the pause between requests another, and a client that
+//! does not read a third. One timer serves them all and is armed early rather than often.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::io::AsyncWrite;
+use tokio::time::{Instant, Sleep};
+
+use crate::config::ListenTimeouts;
+use crate::net::stream::Stream;
+use crate::proxy::connection::Flow;
+
+/// Vectored writes up to this size are joined: copying is cheaper than a second buffer for the kernel to walk.
+const JOINED: usize = 4096;
+
+/// What a client is told whose request head did not come in time.
+const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\n\
+    content-length: 57\r\nconnection: close\r\n\r\n408 Request Timeout: the request head did not come in time";
+
+/// A client's stream with its time limits.
+pub struct Guarded {
+    io: TokioIo<Stream>,
+    flow: Arc<Flow>,
+    limits: ListenTimeouts,
+    is_http1: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Since when the client is expected to say something.
+    waiting_since: Instant,
+    /// Since when a head is coming in.
+    head_since: Option<Instant>,
+    /// Since when the client does not take what we write.
+    write_since: Option<Instant>,
+    served: u32,
+    was_busy: bool,
+}
+
+/// The limit that counts now.
+enum Due {
+    Never,
+    Idle(Instant),
+    Head(Instant),
+}
+
+impl Guarded {
+    /// Watches over `stream`.
+    pub fn new(stream: Stream, flow: Arc<Flow>, limits: ListenTimeouts, is_http1: bool) -> Self {
+        Self {
+            io: TokioIo::new(stream),
+            flow,
+            limits,
+            is_http1,
+            timer: None,
+            waiting_since: Instant::now(),
+            head_since: None,
+            write_since: None,
+            served: 0,
+            was_busy: false,
+        }
+    }
+
+    /// Bytes have come. Between requests they are the beginning of a head.
+    fn note_read(&mut self) {
+        if self.is_http1 && self.flow.busy() == 0 {
+            self.catch_up();
+            self.head_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// A request that has ended since the last look starts the pause anew.
+    fn catch_up(&mut self) {
+        let served = self.flow.served();
+        if self.was_busy || served != self.served {
+            self.was_busy = false;
+            self.served = served;
+            self.waiting_since = Instant::now();
+            self.head_since = None;
+        }
+    }
+
+    fn due(&mut self) -> Due {
+        if !self.is_http1 {
+            return Due::Never;
+        }
+        if self.flow.busy() > 0 {
+            self.was_busy = true;
+            return Due::Never;
+        }
+        self.catch_up();
+        match self.head_since {
+            Some(since) => Due::Head(since + self.limits.header),
+            // Whoever connects is about to ask; whoever has asked may take a rest.
+            None if self.served == 0 => Due::Idle(self.waiting_since + self.limits.header),
+            None => Due::Idle(self.waiting_since + self.limits.keepalive),
+        }
+    }
+
+    /// Pending until the client has been too slow; EOF when it was only idle.
+    fn poll_read_limit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let due = self.due();
+        let (Due::Idle(deadline) | Due::Head(deadline)) = due else { return self.poll_write_limit(cx) };
+        if self.poll_timer(cx, deadline).is_pending() {
+            return self.poll_write_limit(cx);
+        }
+        if matches!(due, Due::Idle(_)) {
+            return Poll::Ready(Ok(()));
+        }
+        // Whether the client still reads this does not matter, so one try is enough.
+        let _ = Pin::new(self.io.inner_mut()).poll_write(cx, TOO_SLOW);
+        let _ = Pin::new(self.io.inner_mut()).poll_flush(cx);
+        Poll::Ready(Err(timed_out()))
+    }
+
+    fn poll_write_limit<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        let Some(since) = self.write_since else { return Poll::Pending };
+        if self.poll_timer(cx, since + self.limits.write_idle).is_pending() {
+            return Poll::Pending;
+        }
+        self.flow.break_off();
+        Poll::Ready(Err(timed_out()))
+    }
+
+    /// Ready once `deadline` has passed. A timer that is armed for an earlier moment is left as it is.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+
+    fn wrote<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_since = None;
+            return written;
+        }
+        self.write_since.get_or_insert_with(Instant::now);
+        self.poll_write_limit(cx)
+    }
+}
+
+fn timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the client is too slow")
+}
+
+/// A response that ends early must not look complete to a client that only waits for the end of the connection.
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if self.flow.is_broken() {
+            let _ = SockRef::from(self.io.inner().tcp()).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl Read for Guarded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.io).poll_read(cx, buffer) {
+            Poll::Ready(result) => {
+                this.note_read();
+                Poll::Ready(result)
+            }
+            Poll::Pending => this.poll_read_limit(cx),
+        }
+    }
+}
+
+impl Write for Guarded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write(cx, buffer);
+        this.wrote(cx, written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        let written = if buffers.len() > 1 && total <= JOINED {
+            let mut joined = [0; JOINED];
+            let mut end = 0;
+            for buffer in buffers {
+                joined[end..end + buffer.len()].copy_from_slice(buffer);
+                end += buffer.len();
+            }
+            Pin::new(&mut this.io).poll_write(cx, &joined[..end])
+        } else {
+            Pin::new(&mut this.io).poll_write_vectored(cx, buffers)
+        };
+        this.wrote(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.io).poll_flush(cx);
+        this.wrote(cx, flushed)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.flow.is_broken() {
+            // A clean end would say that the response was complete.
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_408_is_framed_right() {
+        let text = std::str::from_utf8(TOO_SLOW).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+
+        assert!(head.contains(&format!("content-length: {}", body.len())));
+    }
+}

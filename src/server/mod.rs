@@ -1,0 +1,6 @@
+//! From sockets to [`Proxy::handle`](crate::proxy::Proxy::handle).
+
+pub mod accept;
+pub mod connection;
+pub mod io;
+pub mod worker;
