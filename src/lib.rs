@@ -1,5 +1,6 @@
 //! migration-proxy.
 
+pub mod cli;
 pub mod config;
 pub mod net;
 pub mod proxy;
