@@ -1,6 +1,8 @@
 //! migration-proxy.
 
 pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod net;

@@ -1,3 +1,10 @@
-//! migration-proxy.
+//! The program; everything it does is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    migration_proxy::cli::main()
+}

@@ -10,6 +10,15 @@
 #![allow(unreachable_pub, reason = "the kit's public face is for this binary")]
 #![allow(dead_code, reason = "the kit offers more than every test uses at a time")]
 
+mod bad_input;
+mod cli;
+mod fallback;
+mod forwarding;
 mod kit;
 mod layers;
+mod peers;
+mod reload;
+mod routing;
+mod secrets;
 mod support;
+mod tls;

@@ -21,7 +21,7 @@ pub struct Proxy {
 }
 
 fn start(config: PathBuf) -> Result<App, StartError> {
-    App::start(Options { config, environment: BTreeMap::new(), ..Options::default() })
+    App::start(Options { config, environment: BTreeMap::new() })
 }
 
 impl Proxy {

@@ -3,6 +3,7 @@
 //! Everything listens on loopback with ports from the system. Origins run on threads of their own, clients block, so
 //! that a test reads from top to bottom.
 
+pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod client;

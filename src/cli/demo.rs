@@ -1,0 +1,298 @@
+//! Everything on one machine in ten seconds: two toy clusters, a proxy started as `run` starts it, a little traffic, and
+//! what became of it. Needs no network, no file and no privilege, and leaves nothing behind.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use http::Request;
+use http::header::HOST;
+use http_body_util::Empty;
+use jiff::Timestamp;
+use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::client::{AdminUrl, Client, exchange};
+use super::output::{self, Exit, Failure};
+use super::report::Report;
+use crate::app::{App, Options};
+use super::table::{Align, Cell, Table};
+use super::toy_clusters::{Authority, ToyClusters, write_pair};
+use super::words::{count, counted};
+use super::{run, status};
+use crate::config;
+
+const CONFIGURATION: &str = include_str!("demo.yaml");
+const SERVICES: [&str; 3] = ["shop", "search", "billing"];
+
+/// What is sent: the service, how many requests, whether they ask for new by header, and in words.
+const TRAFFIC: [(&str, u32, bool, &str); 5] = [
+    ("shop", 200, false, "200 users at 25 %"),
+    ("shop", 10, true, "10 pinned to new by a header"),
+    ("search", 60, false, "60 requests at 100 %"),
+    ("billing", 60, false, "60 requests at 0 %"),
+    ("billing", 5, true, "5 pinned to new by a header"),
+];
+
+/// Arguments of `demo`.
+#[derive(Args, Debug)]
+#[command(after_help = "Files go to $TMPDIR (else /tmp) and are removed at the end.")]
+pub struct Arguments {
+    /// End after the table instead of waiting for Ctrl-C
+    #[arg(long)]
+    exit: bool,
+}
+
+/// Runs `demo`.
+///
+/// # Errors
+///
+/// There is no place for its files, or something does not start.
+pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let directory = Directory::new().map_err(|error| {
+        let place = std::env::temp_dir();
+        let what = format!("cannot make a directory in {}: {error}; name another one with TMPDIR", place.display());
+        Failure::new(Exit::Failed, what)
+    })?;
+    let clusters = prepare(&directory.path)?;
+    let config = directory.path.join("migration.yaml");
+    let app = run::start(Options { config, environment: config::environment() })?;
+    if let Err(failure) = present(&app, &clusters, &directory.path, arguments.exit) {
+        app.shutdown();
+        return Err(failure);
+    }
+    let clean = if arguments.exit { app.shutdown() } else { app.run_until_signal() };
+    Ok(if clean { Exit::Done } else { Exit::Failed })
+}
+
+/// A directory that goes with everything in it.
+struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    fn new() -> io::Result<Self> {
+        let name = format!("migration-proxy-demo-{:08x}", rand::random::<u32>());
+        let path = std::env::temp_dir().join(name);
+        // Keys lie in it, and its creation fails when somebody else was faster.
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // What cannot be removed is in a temporary directory.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Makes certificates, starts the clusters and writes the configuration.
+fn prepare(directory: &Path) -> Result<ToyClusters, Failure> {
+    let certificates = |error: rcgen::Error| Failure::new(Exit::Failed, format!("cannot make certificates: {error}"));
+    let files = |error: io::Error| Failure::new(Exit::Failed, format!("cannot write to {}: {error}", directory.display()));
+    let authority = Authority::new().map_err(certificates)?;
+    let (front, front_key) = authority.issue(&SERVICES.map(old_host)).map_err(certificates)?;
+    let (new, new_key) = authority.issue(&SERVICES.map(|name| format!("{name}.new.example"))).map_err(certificates)?;
+    fs::write(directory.join("ca.crt"), &authority.pem).map_err(files)?;
+    write_pair(&front, &front_key, directory).map_err(files)?;
+    let clusters = ToyClusters::start(&new, &new_key)
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot start the toy clusters: {error}")))?;
+    let text = configuration(directory, clusters.old, clusters.new);
+    fs::write(directory.join("migration.yaml"), text).map_err(files)?;
+    Ok(clusters)
+}
+
+fn old_host(service: &str) -> String {
+    format!("{service}.old.example")
+}
+
+fn configuration(directory: &Path, old: SocketAddr, new: SocketAddr) -> String {
+    let directory = directory.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
+    CONFIGURATION
+        .replace("DIRECTORY", &directory)
+        .replace("OLD_PORT", &old.port().to_string())
+        .replace("NEW_PORT", &new.port().to_string())
+}
+
+/// Sends the traffic and shows what became of it.
+fn present(app: &App, clusters: &ToyClusters, directory: &Path, ends: bool) -> Result<(), Failure> {
+    let missing = || Failure::new(Exit::Failed, "the proxy has no listener");
+    let http = *app.addresses.http.first().ok_or_else(missing)?;
+    let https = *app.addresses.https.first().ok_or_else(missing)?;
+    let admin = app.addresses.admin;
+    let sent = send_traffic(http)?;
+    let report: Report = Client::new(AdminUrl::local(admin)).json("/status")?;
+
+    let width = output::width();
+    let mut out = String::from("Two toy clusters and a proxy between them, all in this process.\n\n");
+    out.push_str(&format!("  clients   http://{http}   https://{https}\n"));
+    out.push_str(&format!("  clusters  old http://{}   new https://{}\n", clusters.old, clusters.new));
+    out.push_str(&format!("  status    http://{admin}/status\n\n"));
+    out.push_str(&sent_table(&sent).render(width));
+    out.push('\n');
+    out.push_str(&status::overview(&report, width, Timestamp::now()));
+    if !ends {
+        out.push_str(&next_steps(http, https, directory, has_http_proxy()));
+    }
+    output::print(&out)?;
+    Ok(())
+}
+
+/// What one entry of [`TRAFFIC`] was answered.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    old: u64,
+    new: u64,
+    failed: u64,
+}
+
+/// Sends [`TRAFFIC`], unless a signal comes first.
+fn send_traffic(http: SocketAddr) -> Result<Vec<Sent>, Failure> {
+    let fail = |what: String| Failure::new(Exit::Failed, what);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| fail(format!("cannot start: {error}")))?;
+    runtime.block_on(async {
+        let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+        let (Ok(mut interrupt), Ok(mut terminate)) = signals else { return Err(fail("no signal handlers".to_owned())) };
+        let all = async {
+            let mut sent = Vec::with_capacity(TRAFFIC.len());
+            for (service, requests, pinned, _) in TRAFFIC {
+                sent.push(send(http, service, requests, pinned).await);
+            }
+            sent
+        };
+        tokio::select! {
+            sent = all => Ok(sent),
+            _ = interrupt.recv() => Err(fail("stopped".to_owned())),
+            _ = terminate.recv() => Err(fail("stopped".to_owned())),
+        }
+    })
+}
+
+async fn send(http: SocketAddr, service: &str, requests: u32, pinned: bool) -> Sent {
+    let mut sent = Sent::default();
+    for number in 0..requests {
+        match ask(http, service, number, pinned).await {
+            Ok(body) if body.starts_with(b"hello from the old") => sent.old += 1,
+            Ok(body) if body.starts_with(b"hello from the new") => sent.new += 1,
+            Ok(_) | Err(_) => sent.failed += 1,
+        }
+    }
+    sent
+}
+
+async fn ask(http: SocketAddr, service: &str, number: u32, pinned: bool) -> Result<Vec<u8>, String> {
+    let stream = TcpStream::connect(http).await.map_err(|error| error.to_string())?;
+    let mut request = Request::get("/").header(HOST, old_host(service)).header("X-User-Id", format!("user-{number}"));
+    if pinned {
+        request = request.header("X-Migration-Target", "new");
+    }
+    let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+    Ok(exchange(stream, request).await?.body.to_vec())
+}
+
+fn sent_table(sent: &[Sent]) -> Table {
+    let mut table =
+        Table::new(&[("SERVICE", Align::Left), ("SENT", Align::Left), ("ANSWERED BY old | new", Align::Left), ("", Align::Left)]);
+    for ((service, _, _, words), Sent { old, new, failed }) in TRAFFIC.iter().zip(sent) {
+        let failed = if *failed == 0 { String::new() } else { counted(*failed as usize, "failure", "failures") };
+        let failed = Cell::new(failed).styled(output::ALARM);
+        table.push(vec![Cell::new(*service), Cell::new(*words), Cell::pair(count(*old), count(*new)), failed]);
+    }
+    table
+}
+
+/// Commands that work when they are copied.
+fn next_steps(http: SocketAddr, https: SocketAddr, directory: &Path, has_proxy: bool) -> String {
+    // A proxy of the environment would be asked for our names, and does not know them.
+    let curl = if has_proxy { "curl -i --noproxy '*'" } else { "curl -i" };
+    let host = old_host("shop");
+    let (ca, file) = (quoted(&directory.join("ca.crt")), quoted(&directory.join("migration.yaml")));
+    let (ip, port) = (https.ip(), https.port());
+    format!(
+        "\nTry next, in another terminal:\n  \
+         {curl} -H 'Host: {host}' -H 'X-User-Id: user-7' http://{http}/\n  \
+         {curl} -H 'Host: {host}' -H 'X-Migration-Target: new' http://{http}/\n  \
+         {curl} --cacert {ca} --resolve {host}:{port}:{ip} https://{host}:{port}/\n\n\
+         Or change a percentage in {file} and ask again.\n\
+         Ctrl-C ends it and removes its files.\n"
+    )
+}
+
+fn has_http_proxy() -> bool {
+    let names = ["http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY"];
+    names.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+}
+
+/// A path as a shell reads it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Text};
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    #[test]
+    fn the_embedded_configuration_is_valid_wherever_it_lies() {
+        for directory in ["/tmp/demo", "/tmp/it's \"mine\" \\ here"] {
+            let text = configuration(Path::new(directory), address(1001), address(1002));
+
+            let parsed = config::parse(&Text::new("demo.yaml", text), &Environment::new()).unwrap();
+
+            assert!(parsed.warnings.is_empty(), "{:?}", parsed.warnings);
+            let services = &parsed.config.services;
+            assert_eq!(services.iter().map(|service| service.name.as_str()).collect::<Vec<_>>(), SERVICES);
+            assert_eq!(services[0].new_backend.port(), 1002);
+            assert_eq!(services[0].old_backend[0].port(), 1001);
+            assert!(parsed.config.log.access_path.starts_with(directory));
+        }
+    }
+
+    #[test]
+    fn the_directory_is_private_and_goes_with_its_owner() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let directory = Directory::new().unwrap();
+        let path = directory.path.clone();
+        fs::write(path.join("file"), "x").unwrap();
+
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        drop(directory);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_next_steps_can_be_copied() {
+        let text = next_steps(address(8000), address(8443), Path::new("/tmp/my demo"), false);
+        for line in [
+            "  curl -i -H 'Host: shop.old.example' -H 'X-User-Id: user-7' http://127.0.0.1:8000/",
+            "  curl -i -H 'Host: shop.old.example' -H 'X-Migration-Target: new' http://127.0.0.1:8000/",
+            "  curl -i --cacert '/tmp/my demo/ca.crt' --resolve shop.old.example:8443:127.0.0.1 https://shop.old.example:8443/",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} in {text}");
+        }
+        assert!(next_steps(address(1), address(2), Path::new("/"), true).contains("--noproxy"));
+    }
+
+    #[test]
+    fn what_was_sent_adds_up_and_failures_are_seen() {
+        let sent = TRAFFIC.map(|(_, requests, pinned, words)| {
+            assert!(words.starts_with(&requests.to_string()), "{words}");
+            if pinned { Sent { new: requests.into(), ..Sent::default() } } else { Sent { failed: 1, ..Sent::default() } }
+        });
+        let text = sent_table(&sent).render(100);
+        assert!(text.contains("0 |  10") && text.contains("1 failure"), "{text}");
+    }
+}
