@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -59,6 +60,14 @@ pub struct AdminState {
     pub suspicion: Arc<Suspicion>,
     /// Whether every data worker still runs.
     pub is_alive: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// `/ready`: only what is missing decides it; the rest is for people who look.
+#[derive(Serialize)]
+struct ReadyReport {
+    ready: bool,
+    degraded: bool,
+    missing: Vec<&'static str>,
 }
 
 /// Serves until the drain starts. The drain is that of this port: it begins after that of the data ports has ended, so
@@ -143,10 +152,10 @@ fn health(state: &AdminState, _: &Request<Incoming>) -> Response<Body> {
 
 fn ready(state: &AdminState, _: &Request<Incoming>) -> Response<Body> {
     let missing = state.readiness.missing();
-    let is_ready = missing.is_empty();
-    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let is_degraded = !state.reporter().degraded().is_empty();
-    answer::json(status, &json!({"ready": is_ready, "degraded": is_degraded, "missing": missing}))
+    let degraded = !state.reporter().degraded().is_empty();
+    let report = ReadyReport { ready: missing.is_empty(), degraded, missing };
+    let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    answer::json(status, &report)
 }
 
 fn metrics(state: &AdminState, _: &Request<Incoming>) -> Response<Body> {
