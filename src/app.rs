@@ -128,7 +128,8 @@ impl App {
         let tls = tls(&config.listen, &certificates, &first)?;
         let sockets = Sockets::bind(&config.listen)?;
         let addresses = sockets.addresses();
-        let telemetry = Telemetry::new(&config.log, workers).map_err(|error| StartError::Config(first.unwritable(&error)))?;
+        let telemetry =
+            Telemetry::new(&config.log, workers).map_err(|error| StartError::Config(first.unwritable(&error)))?;
         let telemetry = Arc::new(telemetry);
 
         let readiness = Readiness::default();
@@ -373,7 +374,8 @@ struct Sockets {
 
 impl Sockets {
     fn bind(listen: &Listen) -> Result<Self, StartError> {
-        let all = |key: &str, addresses: &[SocketAddr]| addresses.iter().map(|a| bind(key, *a)).collect::<Result<_, _>>();
+        let all =
+            |key: &str, addresses: &[SocketAddr]| addresses.iter().map(|a| bind(key, *a)).collect::<Result<_, _>>();
         Ok(Self {
             http: all("listen.http", &listen.http)?,
             https: all("listen.https", &listen.https)?,
@@ -391,7 +393,9 @@ fn bind(key: &str, address: SocketAddr) -> Result<Bound, StartError> {
     Bound::bind(address).map_err(|error| {
         let advice = match error.kind() {
             io::ErrorKind::AddrInUse => "the port is in use; stop the other process or choose another port",
-            io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose a higher one and map it in the Service",
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need a privilege; choose a higher one and map it in the Service"
+            }
             io::ErrorKind::AddrNotAvailable => "this machine has no such address",
             _ => "the system refuses it",
         };

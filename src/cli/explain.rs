@@ -18,10 +18,12 @@ use crate::routing::table::Table;
 
 /// Arguments of `explain`.
 #[derive(Args, Debug)]
-#[command(after_help = "Exit: 0 explained, 1 no service claims the host, 3 the file is invalid, 7 the proxy is unreachable.\n\n\
+#[command(
+    after_help = "Exit: 0 explained, 1 no service claims the host, 3 the file is invalid, 7 the proxy is unreachable.\n\n\
                         Examples:\n  \
                         migration-proxy explain --host a.old.example --header 'X-User-Id: 4711'\n  \
-                        migration-proxy explain --host a.old.example --client-ip 10.2.3.4 -c migration.yaml")]
+                        migration-proxy explain --host a.old.example --client-ip 10.2.3.4 -c migration.yaml"
+)]
 pub struct Arguments {
     /// The host that the client asks for
     #[arg(long, value_name = "H")]
@@ -109,8 +111,7 @@ fn by_file(arguments: &Arguments, config: &Config, service: &Service) -> Explana
         old_upstream: &backends.join(", "),
         new_upstream: &service.new_backend.to_string(),
     };
-    let switches =
-        Switches { safe_mode: config.safe_mode || service.safe_mode, enabled: service.migration.enabled };
+    let switches = Switches { safe_mode: config.safe_mode || service.safe_mode, enabled: service.migration.enabled };
     let rules = Rules::compile(service);
     explain(&about, &rules, switches, service.migration.percentage, Availability::Available, &facts)
 }
@@ -141,7 +142,10 @@ fn target(arguments: &Arguments) -> String {
         target.push_str(&format!("&client_ip={}", encoded(&address.to_string())));
     }
     for (name, value) in &arguments.headers {
-        target.push_str(&format!("&header={}", encoded(&format!("{name}:{}", String::from_utf8_lossy(value.as_bytes())))));
+        target.push_str(&format!(
+            "&header={}",
+            encoded(&format!("{name}:{}", String::from_utf8_lossy(value.as_bytes())))
+        ));
     }
     target
 }
@@ -155,7 +159,10 @@ fn hosts(client: &Client) -> Vec<String> {
 fn unknown_host(host: &str, hosts: &[String]) -> Failure {
     let near = nearest(host, hosts.iter().map(String::as_str));
     let hint = if near.is_empty() {
-        format!("; {} known, `migration-proxy status` shows their services", words::counted(hosts.len(), "host is", "hosts are"))
+        format!(
+            "; {} known, `migration-proxy status` shows their services",
+            words::counted(hosts.len(), "host is", "hosts are")
+        )
     } else {
         format!("; did you mean {}?", printable(&near.join(" or ")))
     };
@@ -167,7 +174,8 @@ fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("write it as NAME:VALUE")?;
     let name = HeaderName::try_from(name.trim()).map_err(|_| format!("{name:?} is no header name"))?;
     let value = value.trim_matches([' ', '\t']);
-    let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| "control characters cannot be sent".to_owned())?;
+    let value =
+        HeaderValue::from_bytes(value.as_bytes()).map_err(|_| "control characters cannot be sent".to_owned())?;
     Ok((name, value))
 }
 
@@ -287,12 +295,22 @@ mod tests {
     fn every_reason_has_words() {
         let (known, _) = explained(&["shop.old.example"]);
         for (target, reason, percentage, expected) in [
-            ("draw", "weight", 20.0, "shop → old or new, drawn  because it has no key: 20 % of such requests go to new"),
+            (
+                "draw",
+                "weight",
+                20.0,
+                "shop → old or new, drawn  because it has no key: 20 % of such requests go to new",
+            ),
             ("old", "zero", 0.0, "shop → old  because no rule matches and the share of new is 0 %"),
             ("old", "zero", 20.0, "shop → old  because no rule matches and the strategy uses rules only"),
             ("new", "hundred", 100.0, "shop → new  because no rule matches and the share of new is 100 %"),
             ("old", "safe_mode", 20.0, "shop → old  because safe mode is on"),
-            ("none", "breaker", 20.0, "shop → nobody (503)  because the breaker of new is open, or lets only a part through"),
+            (
+                "none",
+                "breaker",
+                20.0,
+                "shop → nobody (503)  because the breaker of new is open, or lets only a part through",
+            ),
         ] {
             let (target, reason) = (target.to_owned(), reason.to_owned());
             let explanation = Explanation { target, reason, percentage: Some(percentage), ..known.clone() };

@@ -161,8 +161,9 @@ fn troubles(report: &Report, now: Timestamp) -> Vec<String> {
     services.sort_by(|(a, first), (b, second)| b.rank.cmp(&a.rank).then_with(|| first.name.cmp(&second.name)));
     // Under the global switch the switches of services change nothing.
     let services = services.iter().filter(|(trouble, _)| !(report.safe_mode && trouble.rank == Rank::SafeMode));
-    let (named, sentences): (Vec<&str>, Vec<String>) =
-        services.map(|(trouble, service)| (service.name.as_str(), format!("{} {}", service.name, trouble.text))).unzip();
+    let (named, sentences): (Vec<&str>, Vec<String>) = services
+        .map(|(trouble, service)| (service.name.as_str(), format!("{} {}", service.name, trouble.text)))
+        .unzip();
     out.extend(sentences);
     if !report.config.restart_needed.is_empty() {
         out.push(format!("A restart is needed for {}.", report.config.restart_needed.join(", ")));
@@ -232,7 +233,10 @@ fn trouble(service: &Service, now: Timestamp) -> Option<Trouble> {
         return some(Rank::Worse, format!("needs attention: {new} fail on new, {old} on old."));
     }
     if breaker.state == "half_open" {
-        return some(Rank::Recovering, "recovers: new is tried with a few requests, old answers the others.".to_owned());
+        return some(
+            Rank::Recovering,
+            "recovers: new is tried with a few requests, old answers the others.".to_owned(),
+        );
     }
     if service.safe_mode {
         return some(Rank::SafeMode, "is in safe mode: old answers everything.".to_owned());
@@ -255,7 +259,8 @@ fn table(report: &Report, now: Timestamp) -> Table {
         ("P99 old | new", Align::Left),
         ("OPEN ON NEW", Align::Right),
     ]);
-    let mut services: Vec<_> = report.services.iter().map(|s| (trouble(s, now).map(|trouble| trouble.rank), s)).collect();
+    let mut services: Vec<_> =
+        report.services.iter().map(|s| (trouble(s, now).map(|trouble| trouble.rank), s)).collect();
     services.sort_by(|(a, first), (b, second)| b.cmp(a).then_with(|| first.name.cmp(&second.name)));
     for (rank, service) in services {
         let style = match rank {
@@ -383,7 +388,8 @@ mod tests {
             since: "2024-01-01T11:57:50Z".parse().ok(),
             retry_at: "2024-01-01T12:02:50Z".parse().ok(),
         };
-        let one = Sides { old: summary(18_600, 4, 0.042), new: Summary { requests: 21, errors: 8, ..Summary::default() } };
+        let one =
+            Sides { old: summary(18_600, 4, 0.042), new: Summary { requests: 21, errors: 8, ..Summary::default() } };
         let second = Service {
             breaker,
             percentage: Percentage { declared: 5.0, effective: 25.0 },
@@ -447,7 +453,10 @@ api-name01  50 %                  closed   1 240/s      0.01 % | 0.01 %    38 ms
             (Report { ready: false, ..good() }, "Not ready: it is starting or draining."),
             (Report { degraded: vec!["dns fails".to_owned()], ..good() }, "dns fails."),
             (with(|s| s.safe_mode = true), "a is in safe mode: old answers everything."),
-            (with(|s| s.health.new = "down".to_owned()), "a needs attention: the health check of new fails, old answers."),
+            (
+                with(|s| s.health.new = "down".to_owned()),
+                "a needs attention: the health check of new fails, old answers.",
+            ),
             (
                 with(|s| s.windows.one.new = Summary { requests: 100, errors: 38, ..Summary::default() }),
                 "a needs attention: 38.0 % fail on new, 0.01 % on old.",
