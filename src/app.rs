@@ -143,7 +143,7 @@ impl App {
         let proxy = Arc::new(Proxy::new(live.clone(), telemetry.clone(), suspicion.clone(), drain.clone()));
         let heartbeats = threads.start_workers(workers, &proxy, &drain)?;
         let places = Arc::new(Semaphore::new(connection_limit(&config)));
-        threads.start_acceptor(sockets.http, sockets.https, tls, heartbeats.handles, places, drain.clone())?;
+        threads.start_acceptor(sockets.http, sockets.https, tls, &heartbeats.handles, &places, &drain)?;
 
         let state = AdminState {
             live: live.clone(),
@@ -327,9 +327,9 @@ impl Threads {
         http: Vec<Bound>,
         https: Vec<Bound>,
         tls: Option<Tls>,
-        workers: Vec<worker::Handle>,
-        places: Arc<Semaphore>,
-        drain: Drain,
+        workers: &[worker::Handle],
+        places: &Arc<Semaphore>,
+        drain: &Drain,
     ) -> Result<(), StartError> {
         let runtime = runtime().map_err(other("the acceptor's runtime"))?;
         let plain = Arc::new(Door { kind: ListenerKind::Http, tls: None });
@@ -338,7 +338,7 @@ impl Threads {
         for (bound, door) in doors.chain(https.into_iter().map(|bound| (bound, secure.clone()))) {
             let _entered = runtime.enter();
             let listener = bound.into_listener().map_err(other("a listener"))?;
-            runtime.spawn(accept(listener, door, workers.clone(), places.clone(), drain.clone()));
+            runtime.spawn(accept(listener, door, workers.to_vec(), places.clone(), drain.clone()));
         }
         self.start("acceptor", runtime, async {})
     }
