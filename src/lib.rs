@@ -59,7 +59,7 @@
 //!
 //! - **Reload**: [`Watch`] sees a change, [`Candidate`] reads, decodes and compiles it with everything it names,
 //!   [`Live::install`] serves it, and [`Reloader`] audits what changed. A mistake in any step leaves all as it was.
-//! - **Start**: [`App::start`] takes the same steps; without a usable file the last good one of `reload.state_dir` serves.
+//! - **Start**: [`App::start`] takes the same steps before it binds a socket; a mistake in any of them ends the process.
 //! - **Stop**: [`App::shutdown`]: not ready, still accepting for `drain.delay`, then open work may finish within
 //!   `drain.grace`, then the admin port, the threads and the last log lines.
 //!
