@@ -185,8 +185,13 @@ fn is_told(text: &str, report: &Report, named: &[&str]) -> bool {
     by_service || by_file || by_restart || (report.safe_mode && text.starts_with("safe"))
 }
 
+/// An entry of `degraded` as a sentence. A name stays as it is written.
 fn sentence(text: &str) -> String {
-    if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
+    let stop = if text.ends_with('.') { "" } else { "." };
+    match text.strip_prefix("the ") {
+        Some(rest) => format!("The {rest}{stop}"),
+        None => format!("{text}{stop}"),
+    }
 }
 
 fn is_named(degraded: &[String], name: &str) -> bool {

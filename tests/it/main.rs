@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod cli;
+mod docs;
 mod fallback;
 mod forwarding;
 mod kit;
