@@ -1,7 +1,10 @@
 //! migration-proxy.
 
+pub mod admin;
+pub mod app;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod net;
 pub mod proxy;
 pub mod readiness;

@@ -50,7 +50,11 @@ impl AdminUrl {
     }
 
     fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -237,7 +241,8 @@ fn token(file: &Path) -> Result<HeaderValue, Failure> {
     if token.is_empty() {
         return Err(fail("its first line holds no token"));
     }
-    let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| fail("the token is no visible ASCII"))?;
+    let mut value =
+        HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| fail("the token is no visible ASCII"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -285,9 +290,12 @@ mod tests {
     fn only_the_token_is_sent_and_never_the_name() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("token");
-        for (content, expected) in
-            [("anna:s3cret\nbob:x\n", Some("Bearer s3cret")), ("s3cret", Some("Bearer s3cret")), ("\n", None), ("a:", None)]
-        {
+        for (content, expected) in [
+            ("anna:s3cret\nbob:x\n", Some("Bearer s3cret")),
+            ("s3cret", Some("Bearer s3cret")),
+            ("\n", None),
+            ("a:", None),
+        ] {
             fs::write(&file, content).unwrap();
             let value = token(&file).ok();
             assert_eq!(value.as_ref().map(|value| value.to_str().unwrap()), expected, "{content:?}");

@@ -17,13 +17,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{AdminUrl, Client, exchange};
 use super::output::{self, Exit, Failure};
-use super::report::Report;
-use super::shim::app::{App, Options};
 use super::table::{Align, Cell, Table};
 use super::toy_clusters::{Authority, ToyClusters, write_pair};
 use super::words::{count, counted};
 use super::{run, status};
+use crate::app::{App, Options};
 use crate::config;
+use crate::control::report::StatusReport;
 
 const CONFIGURATION: &str = include_str!("demo.yaml");
 const SERVICES: [&str; 3] = ["shop", "search", "billing"];
@@ -93,7 +93,8 @@ impl Drop for Directory {
 /// Makes certificates, starts the clusters and writes the configuration.
 fn prepare(directory: &Path) -> Result<ToyClusters, Failure> {
     let certificates = |error: rcgen::Error| Failure::new(Exit::Failed, format!("cannot make certificates: {error}"));
-    let files = |error: io::Error| Failure::new(Exit::Failed, format!("cannot write to {}: {error}", directory.display()));
+    let files =
+        |error: io::Error| Failure::new(Exit::Failed, format!("cannot write to {}: {error}", directory.display()));
     let authority = Authority::new().map_err(certificates)?;
     let (front, front_key) = authority.issue(&SERVICES.map(old_host)).map_err(certificates)?;
     let (new, new_key) = authority.issue(&SERVICES.map(|name| format!("{name}.new.example"))).map_err(certificates)?;
@@ -125,7 +126,7 @@ fn present(app: &App, clusters: &ToyClusters, directory: &Path, ends: bool) -> R
     let https = *app.addresses.https.first().ok_or_else(missing)?;
     let admin = app.addresses.admin;
     let sent = send_traffic(http)?;
-    let report: Report = Client::new(AdminUrl::local(admin)).json("/status")?;
+    let report: StatusReport = Client::new(AdminUrl::local(admin)).json("/status")?;
 
     let width = output::width();
     let mut out = String::from("Two toy clusters and a proxy between them, all in this process.\n\n");
@@ -196,8 +197,12 @@ async fn ask(http: SocketAddr, service: &str, number: u32, pinned: bool) -> Resu
 }
 
 fn sent_table(sent: &[Sent]) -> Table {
-    let mut table =
-        Table::new(&[("SERVICE", Align::Left), ("SENT", Align::Left), ("ANSWERED BY old | new", Align::Left), ("", Align::Left)]);
+    let mut table = Table::new(&[
+        ("SERVICE", Align::Left),
+        ("SENT", Align::Left),
+        ("ANSWERED BY old | new", Align::Left),
+        ("", Align::Left),
+    ]);
     for ((service, _, _, words), Sent { old, new, failed }) in TRAFFIC.iter().zip(sent) {
         let failed = if *failed == 0 { String::new() } else { counted(*failed as usize, "failure", "failures") };
         let failed = Cell::new(failed).styled(output::ALARM);
@@ -290,7 +295,11 @@ mod tests {
     fn what_was_sent_adds_up_and_failures_are_seen() {
         let sent = TRAFFIC.map(|(_, requests, pinned, words)| {
             assert!(words.starts_with(&requests.to_string()), "{words}");
-            if pinned { Sent { new: requests.into(), ..Sent::default() } } else { Sent { failed: 1, ..Sent::default() } }
+            if pinned {
+                Sent { new: requests.into(), ..Sent::default() }
+            } else {
+                Sent { failed: 1, ..Sent::default() }
+            }
         });
         let text = sent_table(&sent).render(100);
         assert!(text.contains("0 |  10") && text.contains("1 failure"), "{text}");

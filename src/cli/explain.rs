@@ -9,19 +9,21 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::client::{Client, encoded};
 use super::output::{self, Exit, Failure, nearest, printable};
-use super::report::Report;
 use super::{AdminArguments, words};
 use crate::config::{self, Config, Service, source};
+use crate::control::report::StatusReport;
 use crate::routing::decide::{Availability, Facts, Rules, Switches};
 use crate::routing::explain::{About, Explanation, explain};
 use crate::routing::table::Table;
 
 /// Arguments of `explain`.
 #[derive(Args, Debug)]
-#[command(after_help = "Exit: 0 explained, 1 no service claims the host, 3 the file is invalid, 7 the proxy is unreachable.\n\n\
+#[command(
+    after_help = "Exit: 0 explained, 1 no service claims the host, 3 the file is invalid, 7 the proxy is unreachable.\n\n\
                         Examples:\n  \
                         migration-proxy explain --host a.old.example --header 'X-User-Id: 4711'\n  \
-                        migration-proxy explain --host a.old.example --client-ip 10.2.3.4 -c migration.yaml")]
+                        migration-proxy explain --host a.old.example --client-ip 10.2.3.4 -c migration.yaml"
+)]
 pub struct Arguments {
     /// The host that the client asks for
     #[arg(long, value_name = "H")]
@@ -90,7 +92,10 @@ fn offline(arguments: &Arguments, file: &Path) -> Result<(Explanation, Vec<Strin
 
 /// Only the file counts: the declared percentage, and a new cluster that is there.
 fn by_file(arguments: &Arguments, config: &Config, service: &Service) -> Explanation {
-    let mut headers: HeaderMap = arguments.headers.iter().cloned().collect();
+    let mut headers = HeaderMap::new();
+    for (name, value) in &arguments.headers {
+        headers.append(name, value.clone());
+    }
     if let Ok(host) = HeaderValue::try_from(&arguments.host) {
         headers.entry(header::HOST).or_insert(host);
     }
@@ -98,7 +103,7 @@ fn by_file(arguments: &Arguments, config: &Config, service: &Service) -> Explana
         method: &arguments.method,
         path: arguments.path.split('?').next().unwrap_or_default(),
         headers: &headers,
-        client: arguments.client_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        client: arguments.client_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).to_canonical(),
     };
     let backends: Vec<String> = service.old_backend.iter().map(ToString::to_string).collect();
     let about = About {
@@ -109,8 +114,7 @@ fn by_file(arguments: &Arguments, config: &Config, service: &Service) -> Explana
         old_upstream: &backends.join(", "),
         new_upstream: &service.new_backend.to_string(),
     };
-    let switches =
-        Switches { safe_mode: config.safe_mode || service.safe_mode, enabled: service.migration.enabled };
+    let switches = Switches { safe_mode: config.safe_mode || service.safe_mode, enabled: service.migration.enabled };
     let rules = Rules::compile(service);
     explain(&about, &rules, switches, service.migration.percentage, Availability::Available, &facts)
 }
@@ -141,21 +145,27 @@ fn target(arguments: &Arguments) -> String {
         target.push_str(&format!("&client_ip={}", encoded(&address.to_string())));
     }
     for (name, value) in &arguments.headers {
-        target.push_str(&format!("&header={}", encoded(&format!("{name}:{}", String::from_utf8_lossy(value.as_bytes())))));
+        target.push_str(&format!(
+            "&header={}",
+            encoded(&format!("{name}:{}", String::from_utf8_lossy(value.as_bytes())))
+        ));
     }
     target
 }
 
 /// For "did you mean"; nothing is lost when they cannot be had.
 fn hosts(client: &Client) -> Vec<String> {
-    let report: Option<Report> = client.json("/status").ok();
+    let report: Option<StatusReport> = client.json("/status").ok();
     report.into_iter().flat_map(|report| report.services).flat_map(|service| service.old_host).collect()
 }
 
 fn unknown_host(host: &str, hosts: &[String]) -> Failure {
     let near = nearest(host, hosts.iter().map(String::as_str));
     let hint = if near.is_empty() {
-        format!("; {} known, `migration-proxy status` shows their services", words::counted(hosts.len(), "host is", "hosts are"))
+        format!(
+            "; {} known, `migration-proxy status` shows their services",
+            words::counted(hosts.len(), "host is", "hosts are")
+        )
     } else {
         format!("; did you mean {}?", printable(&near.join(" or ")))
     };
@@ -167,7 +177,8 @@ fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("write it as NAME:VALUE")?;
     let name = HeaderName::try_from(name.trim()).map_err(|_| format!("{name:?} is no header name"))?;
     let value = value.trim_matches([' ', '\t']);
-    let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| "control characters cannot be sent".to_owned())?;
+    let value =
+        HeaderValue::from_bytes(value.as_bytes()).map_err(|_| "control characters cannot be sent".to_owned())?;
     Ok((name, value))
 }
 
@@ -287,12 +298,22 @@ mod tests {
     fn every_reason_has_words() {
         let (known, _) = explained(&["shop.old.example"]);
         for (target, reason, percentage, expected) in [
-            ("draw", "weight", 20.0, "shop → old or new, drawn  because it has no key: 20 % of such requests go to new"),
+            (
+                "draw",
+                "weight",
+                20.0,
+                "shop → old or new, drawn  because it has no key: 20 % of such requests go to new",
+            ),
             ("old", "zero", 0.0, "shop → old  because no rule matches and the share of new is 0 %"),
             ("old", "zero", 20.0, "shop → old  because no rule matches and the strategy uses rules only"),
             ("new", "hundred", 100.0, "shop → new  because no rule matches and the share of new is 100 %"),
             ("old", "safe_mode", 20.0, "shop → old  because safe mode is on"),
-            ("none", "breaker", 20.0, "shop → nobody (503)  because the breaker of new is open, or lets only a part through"),
+            (
+                "none",
+                "breaker",
+                20.0,
+                "shop → nobody (503)  because the breaker of new is open, or lets only a part through",
+            ),
         ] {
             let (target, reason) = (target.to_owned(), reason.to_owned());
             let explanation = Explanation { target, reason, percentage: Some(percentage), ..known.clone() };

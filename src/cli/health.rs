@@ -9,8 +9,10 @@ use super::output::{self, Exit, Failure};
 
 /// Arguments of `health`.
 #[derive(Args, Debug)]
-#[command(after_help = "Exit: 0 it serves, 1 it answers something else (503: stuck), 7 nothing answers.\n\nExample:\n  \
-                        HEALTHCHECK CMD [\"migration-proxy\", \"health\"]")]
+#[command(
+    after_help = "Exit: 0 it serves, 1 it answers something else (503: stuck), 7 nothing answers.\n\nExample:\n  \
+                        HEALTHCHECK CMD [\"migration-proxy\", \"health\"]"
+)]
 pub struct Arguments {
     /// The admin port; with a path, that path is asked instead of /health
     #[arg(value_name = "URL", env = "MIGRATION_PROXY_ADMIN", default_value = DEFAULT_ADMIN)]

@@ -157,10 +157,8 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, cluster: Cluste
     };
     let answer = move |request| async move { Ok::<_, Infallible>(answer(cluster, &request)) };
     // A proxy that leaves is how every connection ends.
-    let _ = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(stream), service_fn(answer))
-        .await;
+    let _ =
+        http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service_fn(answer)).await;
 }
 
 fn answer(cluster: Cluster, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use regex::{Regex, RegexBuilder, bytes};
 
@@ -12,7 +13,7 @@ use super::interpolate::{self, Variables};
 use super::model::{Environment, Template};
 use super::problem::{Place, Places, Problem, Severity, quote};
 use super::tree::{Entry, Node, Value};
-use super::values::{Parsed, Wrong};
+use super::values::{self, Parsed, Wrong};
 
 /// More problems of one file help nobody.
 const MAX_PROBLEMS: usize = 1000;
@@ -123,6 +124,10 @@ fn most_alike<'k>(written: &str, known: &[&'k str]) -> Option<&'k str> {
 pub(super) struct Decoder<'e> {
     environment: &'e Environment,
     pub variables: Variables,
+    /// While `defaults` are read: what is missing or does not fit together there may be completed by the services.
+    pub partial: bool,
+    /// Values read so far, templates multiplied.
+    pub values: usize,
     pub problems: Problems,
     pub places: Places,
     texts: HashMap<String, Parsed<Regex>>,
@@ -134,6 +139,8 @@ impl<'e> Decoder<'e> {
         Self {
             environment,
             variables: Vec::new(),
+            partial: false,
+            values: 0,
             problems: Problems::new(file),
             places: Places::new(file),
             texts: HashMap::new(),
@@ -166,6 +173,7 @@ impl<'e> Decoder<'e> {
 
     /// A scalar with its variables put in.
     pub(super) fn text<'t>(&mut self, node: &'t Node, path: &Path<'_>) -> Option<Cow<'t, str>> {
+        self.values += 1;
         let Some(raw) = node.text() else {
             let message = format!("expected one value, found {}", node.kind());
             self.problems.error(node.place, path, Wrong::new(message));
@@ -267,10 +275,12 @@ impl<'a, 'e> Section<'a, 'e> {
         self.entries.iter().find(|entry| &*entry.key == key).map(|entry| &entry.value)
     }
 
-    /// Reports a mistake at a key's value, or at the section's first key when it is absent.
+    /// Reports how a key fits the others, at its value, or at the section's first key when it is absent.
     pub(super) fn error(&mut self, key: &'static str, wrong: Wrong) {
         let place = self.get(key).map_or(self.place, |node| node.place);
-        self.decoder.problems.error(place, &self.path.key(key), wrong);
+        if !self.decoder.partial {
+            self.decoder.problems.error(place, &self.path.key(key), wrong);
+        }
     }
 
     /// A value, or its default.
@@ -289,11 +299,22 @@ impl<'a, 'e> Section<'a, 'e> {
     }
 
     /// The name of a file, whose place is kept for whoever opens it.
-    pub(super) fn file(&mut self, key: &'static str) -> Option<std::path::PathBuf> {
+    pub(super) fn file(&mut self, key: &'static str) -> Option<PathBuf> {
+        self.keep_place(key);
+        self.optional(key, values::path)
+    }
+
+    /// As [`Section::file`], for a file that must be named.
+    pub(super) fn required_file(&mut self, key: &'static str) -> Option<PathBuf> {
+        self.keep_place(key);
+        self.required(key, values::path)
+    }
+
+    /// Keeps the place of a value for later stages.
+    pub(super) fn keep_place(&mut self, key: &'static str) {
         if let Some(node) = self.get(key) {
             self.decoder.places.keep(self.path.key(key).render(), node.place);
         }
-        self.optional(key, super::values::path)
     }
 
     /// A value that must be there.
@@ -309,12 +330,16 @@ impl<'a, 'e> Section<'a, 'e> {
 
     /// Reports that a key is missing.
     pub(super) fn missing(&mut self, key: &'static str) {
-        self.decoder.problems.error(self.place, &self.path.key(key), Wrong::new(format!("{key} is missing")));
+        if !self.decoder.partial {
+            self.decoder.problems.error(self.place, &self.path.key(key), Wrong::new(format!("{key} is missing")));
+        }
     }
 
     /// Reports that something is missing here which has no key of its own.
     pub(super) fn lacks(&mut self, message: &str) {
-        self.decoder.problems.error(self.place, self.path, Wrong::new(message));
+        if !self.decoder.partial {
+            self.decoder.problems.error(self.place, self.path, Wrong::new(message));
+        }
     }
 
     /// One of some words. Where `off` is one of them, `false` is the same, and `true` is the same as `on`.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::check;
 use super::decode::{Decoder, Path, Section, suggestion};
-use super::expand::{self, Mappings};
+use super::expand;
 use super::model::*;
 use super::problem::quote;
 use super::service;
@@ -14,6 +14,8 @@ use super::values::{self, Parsed, Wrong};
 
 /// Most services of one file, templates expanded.
 const MAX_SERVICES: usize = 10_000;
+/// Most values of one file: long lists in a template are multiplied too.
+const MAX_VALUES: usize = 5_000_000;
 /// Bounds of counts that take memory.
 const MANY: u32 = 10_000_000;
 
@@ -74,7 +76,7 @@ fn listen(s: &mut Section<'_, '_>) -> Listen {
         ),
     };
     s.choice("proxy_protocol", (), &[("off", ()), ("v1v2", ()), ("on", ())]);
-    keep_place(s, "admin");
+    s.keep_place("admin");
     if listen.http.is_empty() && listen.https.is_empty() {
         s.error("http", Wrong::new("neither http nor https has an address").help("write [\"0.0.0.0:8000\"]"));
     }
@@ -92,14 +94,8 @@ fn listen(s: &mut Section<'_, '_>) -> Listen {
     listen
 }
 
-fn keep_place(s: &mut Section<'_, '_>, key: &'static str) {
-    if let Some(node) = s.get(key) {
-        s.decoder.places.keep(s.path.key(key).render(), node.place);
-    }
-}
-
 fn addresses(s: &mut Section<'_, '_>, key: &'static str) -> Option<Vec<SocketAddr>> {
-    keep_place(s, key);
+    s.keep_place(key);
     s.items(key, |decoder, node, path| {
         decoder.places.keep(path.render(), node.place);
         decoder.parse(node, path, values::socket_address)
@@ -124,12 +120,8 @@ fn client_ip(text: &str) -> Parsed<ClientIp> {
 fn listen_tls(s: &mut Section<'_, '_>) -> ListenTls {
     let default = ListenTls::default();
     let certificates = s.sections("certificates", |s| {
-        for key in ["cert", "key"] {
-            if s.get(key).is_none() {
-                s.missing(key);
-            }
-        }
-        Some(CertificateFiles { cert: s.file("cert")?, key: s.file("key")? })
+        let (cert, key) = (s.required_file("cert"), s.required_file("key"));
+        Some(CertificateFiles { cert: cert?, key: key? })
     });
     if certificates.as_ref().is_some_and(Vec::is_empty) && s.get("certificates").is_some_and(is_empty_list) {
         s.error("certificates", Wrong::new("the list is empty").help("name a certificate, or leave the key out"));
@@ -260,9 +252,14 @@ fn services(top: &mut Section<'_, '_>, global: &Global, listen: &Listen) -> Vec<
     let mappings = expand::mappings(top);
     let path = top.path.key("defaults");
     let defaults = top.get("defaults").map(|node| expand::nested(top.decoder, node, &path));
+    let context = service::Context { global, mappings: &mappings };
     if let Some(defaults) = &defaults {
-        let context = service::Context { global, mappings: &mappings, whole: false };
-        top.decoder.section(Some(defaults), &path, |s| service::read(s, &context));
+        let entries = top.get("services");
+        let decoder = &mut *top.decoder;
+        decoder.variables = entries.map(expand::stand_ins).unwrap_or_default();
+        decoder.partial = true;
+        decoder.section(Some(defaults), &path, |s| service::read(s, &context));
+        decoder.partial = false;
     }
 
     let Some(node) = top.get("services") else {
@@ -276,20 +273,19 @@ fn services(top: &mut Section<'_, '_>, global: &Global, listen: &Listen) -> Vec<
     if entries.is_empty() {
         top.error("services", Wrong::new("there is no service").help("write at least one"));
     }
-    let mut all = Services { defaults, mappings, global, listen, list: Vec::new(), claims: check::Claims::default() };
+    let mut all = Services { defaults, context, listen, list: Vec::new(), claims: check::Claims::default() };
     let path = top.path.key("services");
     for (index, entry) in entries.iter().enumerate() {
         all.read_entry(top.decoder, index, entry, &path.index(index));
     }
     top.decoder.variables.clear();
-    check::mappings(&mut top.decoder.problems, &all.mappings, &all.list);
+    check::mappings(&mut top.decoder.problems, &mappings, &all.list);
     all.list
 }
 
 struct Services<'c> {
     defaults: Option<Node>,
-    mappings: Mappings,
-    global: &'c Global,
+    context: service::Context<'c>,
     listen: &'c Listen,
     list: Vec<Service>,
     claims: check::Claims,
@@ -305,16 +301,16 @@ impl Services<'_> {
             Some(defaults) => expand::merge(defaults, &own),
             None => own,
         };
-        let context = service::Context { global: self.global, mappings: &self.mappings, whole: true };
         for variables in expand::combinations(decoder, &node, path) {
-            if self.list.len() == MAX_SERVICES {
-                let wrong = Wrong::new(format!("the file has more than {MAX_SERVICES} services"));
-                decoder.problems.error(node.first_key(), path, wrong);
+            if self.list.len() == MAX_SERVICES || decoder.values > MAX_VALUES {
+                let wrong =
+                    Wrong::new(format!("the file makes more than {MAX_SERVICES} services or {MAX_VALUES} values"));
+                decoder.problems.error(node.first_key(), path, wrong.help("use several files and several proxies"));
                 break;
             }
             decoder.variables = variables;
             decoder.places.add_service(index);
-            let draft = decoder.section(Some(&node), path, |s| service::read(s, &context));
+            let draft = decoder.section(Some(&node), path, |s| service::read(s, &self.context));
             self.claims.add(&mut decoder.problems, &draft, &node, path);
             check::service(&mut decoder.problems, &draft.service, &node, path, self.listen);
             self.list.push(draft.service);

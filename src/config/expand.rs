@@ -168,6 +168,16 @@ pub(super) fn combinations(decoder: &mut Decoder<'_>, node: &Node, path: &Path<'
     all
 }
 
+/// A value for each variable of all templates, so that `defaults` which use them can be read.
+pub(super) fn stand_ins(services: &Node) -> Variables {
+    let Value::List(entries) = &services.value else { return Variables::new() };
+    let names = entries.iter().filter_map(|entry| entry.get("expand")?.entries()).flat_map(|names| names.iter());
+    let mut variables: Variables = names.map(|name| (name.key.clone(), "0".to_owned())).collect();
+    variables.sort_unstable();
+    variables.dedup();
+    variables
+}
+
 /// `02..20`, or a list.
 fn values_of(decoder: &mut Decoder<'_>, node: &Node, path: &Path<'_>) -> Option<Vec<String>> {
     let Value::List(items) = &node.value else { return decoder.parse(node, path, range) };

@@ -129,7 +129,7 @@ impl Problem {
 
     fn render_source(&self, out: &mut String, source: &str, help: Option<&str>, style: Style) {
         let column = self.column.saturating_sub(1) as usize;
-        let skipped = if column > SHOWN_LINE / 2 { column - SHOWN_LINE / 2 } else { 0 };
+        let skipped = column.saturating_sub(SHOWN_LINE / 2);
         let shown: Vec<char> = source.chars().skip(skipped).take(SHOWN_LINE).collect();
         let before = (column - skipped).min(shown.len());
         let width = (self.width.max(1) as usize).min((shown.len() - before).max(1));

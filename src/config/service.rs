@@ -17,8 +17,6 @@ use super::values::{self, Parsed, Wrong};
 pub(super) struct Context<'c> {
     pub global: &'c Global,
     pub mappings: &'c Mappings,
-    /// False for `defaults`, which may leave out everything.
-    pub whole: bool,
 }
 
 /// A service and the places of its hosts. Where a key is wrong or missing the service holds a stand-in, and the file is
@@ -29,16 +27,16 @@ pub(super) struct Draft {
 }
 
 pub(super) fn read(s: &mut Section<'_, '_>, context: &Context<'_>) -> Draft {
-    if context.whole {
+    if !s.decoder.partial {
         s.skip("expand");
     }
     // The flat form was nested already, what is not available is looked at elsewhere; typing errors may mean them.
     for key in ["migration_percentage", "strategy", "enabled", "shadow", "rollout"] {
         s.skip(key);
     }
-    let name = needed(s, context, "name", values::service_name).unwrap_or_default();
-    let hosts = old_hosts(s, context);
-    let new_host = needed(s, context, "new_host", values::host_name).unwrap_or_default();
+    let name = s.required("name", values::service_name).unwrap_or_default();
+    let hosts = old_hosts(s);
+    let new_host = s.required("new_host", values::host_name).unwrap_or_default();
     let old_backend = old_backend(s, context, &new_host);
     let new_backend = s.optional("new_backend", values::authority).unwrap_or_else(|| Authority::new(&new_host, 443));
     let cohort = s.optional("cohort", values::word).unwrap_or_else(|| name.clone());
@@ -67,16 +65,7 @@ pub(super) fn read(s: &mut Section<'_, '_>, context: &Context<'_>) -> Draft {
     Draft { service, hosts }
 }
 
-fn needed<T>(
-    s: &mut Section<'_, '_>,
-    context: &Context<'_>,
-    key: &'static str,
-    parse: impl Fn(&str) -> Parsed<T>,
-) -> Option<T> {
-    if context.whole { s.required(key, parse) } else { s.optional(key, parse) }
-}
-
-fn old_hosts(s: &mut Section<'_, '_>, context: &Context<'_>) -> Vec<(Place, HostPattern)> {
+fn old_hosts(s: &mut Section<'_, '_>) -> Vec<(Place, HostPattern)> {
     let read = |decoder: &mut Decoder<'_>, node: &Node, path: &Path<'_>| {
         Some((node.place, decoder.parse(node, path, values::host_pattern)?))
     };
@@ -89,9 +78,7 @@ fn old_hosts(s: &mut Section<'_, '_>, context: &Context<'_>) -> Vec<(Place, Host
         }
         Some(node) => read(s.decoder, node, &s.path.key("old_host")).into_iter().collect(),
         None => {
-            if context.whole {
-                s.missing("old_host");
-            }
+            s.missing("old_host");
             Vec::new()
         }
     }
@@ -108,7 +95,7 @@ fn old_backend(s: &mut Section<'_, '_>, context: &Context<'_>, new_host: &str) -
         None => match context.mappings.backend(new_host) {
             Some(backend) => vec![backend.clone()],
             None => {
-                if context.whole && s.get("old_backend").is_none() {
+                if s.get("old_backend").is_none() {
                     s.missing("old_backend");
                 }
                 Vec::new()
@@ -213,11 +200,11 @@ fn client(s: &mut Section<'_, '_>) -> Option<CertificateFiles> {
     match (s.file("client_cert"), s.file("client_key")) {
         (Some(cert), Some(key)) => Some(CertificateFiles { cert, key }),
         (Some(_), None) => {
-            s.error("client_cert", Wrong::new("client_key is missing").help("a certificate needs its key"));
+            s.missing("client_key");
             None
         }
         (None, Some(_)) => {
-            s.error("client_key", Wrong::new("client_cert is missing").help("a key needs its certificate"));
+            s.missing("client_cert");
             None
         }
         (None, None) => None,

@@ -105,3 +105,15 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, Unread> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_that_of_the_bytes_as_read() {
+        let text = Text::new("a", "\u{feff}abc");
+
+        assert_eq!(text.hash(), "1c28dc3f1f804a1ad9c9b4b4cf5e2658d16ad4ed08e3020d04a8d2865018947c");
+    }
+}

@@ -19,7 +19,9 @@ const MINIMAL: &str = "services:
 ";
 
 /// Text to replace in [`MINIMAL`], its replacement, the place of the mistake and words of the message.
-const MISTAKES: &[(&str, &str, (u32, u32), &[&str])] = &[
+type Mistake = (&'static str, &'static str, (u32, u32), &'static [&'static str]);
+
+const MISTAKES: &[Mistake] = &[
     ("services:", "servces: []\nservices:", (1, 1), &["servces", "did you mean \"services\""]),
     ("    migration:", "    migation: {}\n    migration:", (6, 5), &["migation", "did you mean \"migration\""]),
     ("percentage: 0", "percentge: 0", (7, 7), &["percentge", "did you mean \"percentage\""]),

@@ -375,3 +375,63 @@ impl<'t> Builder<'t, '_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(text: &str) -> Node {
+        let mut mistakes = Vec::new();
+        let node = parse(text, Shift::default(), &mut mistakes);
+        assert!(mistakes.is_empty(), "{mistakes:?}");
+        node.unwrap()
+    }
+
+    #[test]
+    fn merged_keys_keep_their_places_and_own_keys_win() {
+        let root = tree("a: &a {x: 1, y: 2}\nb: &b {y: 3, z: 4}\nc: {<<: [*a, *b], x: 5}\n");
+
+        let merged = root.get("c").unwrap();
+
+        let found: Vec<_> =
+            ["x", "y", "z"].map(|key| merged.get(key).map(|node| (node.text(), node.place.line))).into();
+        assert_eq!(found, [Some((Some("5"), 3)), Some((Some("2"), 1)), Some((Some("4"), 2))]);
+    }
+
+    #[test]
+    fn columns_count_characters_from_one() {
+        let root = tree("\u{56e2}\u{961f}: {a: \u{4e8c}, b: \"c\"}\n");
+
+        let node = root.find(&["\u{56e2}\u{961f}", "b"]).unwrap();
+
+        assert_eq!(node.place, Place { line: 1, column: 15, width: 3 });
+    }
+
+    #[test]
+    fn aliases_may_make_a_small_file_640_kib_long_and_no_longer() {
+        let file = |aliases: usize| {
+            let text = "x".repeat(6400);
+            format!("a: &a {text}\nb: [{}]\n", vec!["*a"; aliases].join(","))
+        };
+        let mistakes = |aliases| {
+            let mut mistakes = Vec::new();
+            parse(&file(aliases), Shift::default(), &mut mistakes);
+            mistakes.len()
+        };
+
+        assert_eq!((mistakes(101), mistakes(103)), (0, 1));
+    }
+
+    #[test]
+    fn long_chains_of_aliases_end_before_the_stack_does() {
+        let mut text = "- &a0 [x]\n".to_owned();
+        for index in 1..5000 {
+            text.push_str(&format!("- &a{index} [*a{}]\n", index - 1));
+        }
+        let mut mistakes = Vec::new();
+
+        parse(&text, Shift::default(), &mut mistakes);
+
+        assert_eq!(mistakes[0].message, "nested too deeply");
+    }
+}

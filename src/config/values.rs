@@ -347,3 +347,145 @@ pub(super) fn status_ranges(text: &str) -> Parsed<Vec<(u16, u16)>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a value says, as text; `None` when it is refused.
+    fn shown<T, S: ToString>(parsed: Parsed<T>, show: impl Fn(T) -> S) -> Option<String> {
+        parsed.ok().map(|value| show(value).to_string())
+    }
+
+    #[test]
+    fn durations_have_units_and_are_seconds_without_one() {
+        for (text, milliseconds) in [
+            ("30", Some("30000")),
+            ("30s", Some("30000")),
+            ("0.5s", Some("500")),
+            ("500ms", Some("500")),
+            ("5m", Some("300000")),
+            ("24h", Some("86400000")),
+            ("7d", Some("604800000")),
+            ("0", Some("0")),
+            ("", None),
+            ("s", None),
+            (".5s", None),
+            ("5.", None),
+            ("1.2.3", None),
+            ("-1", None),
+            ("5 s", None),
+            ("1h30m", None),
+            ("1e9", None),
+            ("99999999999999999999d", None),
+        ] {
+            assert_eq!(shown(duration_or_zero(text), |d| d.as_millis()).as_deref(), milliseconds, "{text}");
+        }
+        assert!(duration("0ms").is_err());
+    }
+
+    #[test]
+    fn shares_have_steps_of_a_hundredth() {
+        for (text, expected) in [
+            ("0", Some("0")),
+            ("20", Some("20")),
+            ("20%", Some("20")),
+            ("12.5", Some("12.5")),
+            ("0.01", Some("0.01")),
+            ("12.500", Some("12.5")),
+            ("100.00", Some("100")),
+            ("100.01", None),
+            ("101", None),
+            ("-5", None),
+            ("0.005", None),
+            ("99999999999", None),
+            ("", None),
+            ("%", None),
+            ("5.", None),
+            ("1e1", None),
+            ("NaN", None),
+        ] {
+            assert_eq!(shown(percent(text), |percent| percent).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_have_binary_units() {
+        for (text, expected) in [
+            ("1048576", Some("1048576")),
+            ("64KiB", Some("65536")),
+            ("1MiB", Some("1048576")),
+            ("64KB", None),
+            ("-1", None),
+            ("1.5MiB", None),
+            ("99999999999999GiB", None),
+        ] {
+            assert_eq!(shown(size(text), |size| size).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn backends_are_a_host_and_a_port() {
+        for (text, expected) in [
+            ("A.Example.:8078", Some("a.example:8078")),
+            ("127.0.0.1:80", Some("127.0.0.1:80")),
+            ("[2001:DB8::1]:443", Some("[2001:db8::1]:443")),
+            ("a_b:1", Some("a_b:1")),
+            ("a", None),
+            ("a:", None),
+            ("a:0", None),
+            ("a:+1", None),
+            ("a:65536", None),
+            ("::1:80", None),
+            ("[127.0.0.1]:80", None),
+            ("[::1", None),
+            ("https://a:443", None),
+            ("a b:80", None),
+            ("", None),
+        ] {
+            assert_eq!(shown(authority(text), |authority| authority).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_names_or_stand_for_one_label() {
+        for (text, expected) in [
+            ("API.Example.", Some("api.example")),
+            ("*.Apps.example", Some("*.apps.example")),
+            ("127.0.0.1", Some("127.0.0.1")),
+            ("*", None),
+            ("*.", None),
+            ("a.*.example", None),
+            ("a..b", None),
+            ("a:80", None),
+            ("-a.example", None),
+            ("", None),
+        ] {
+            assert_eq!(shown(host_pattern(text), |host| host).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn networks_are_cut_to_their_prefix_and_mapped_addresses_are_ipv4() {
+        for (text, expected) in [
+            ("10.1.2.3/8", Some("10.0.0.0/8")),
+            ("203.0.113.7", Some("203.0.113.7/32")),
+            ("2001:db8::1/32", Some("2001:db8::/32")),
+            ("::ffff:10.0.0.0/104", Some("10.0.0.0/8")),
+            ("10.0.0.0/99", None),
+            ("10.0.0/8", None),
+            ("office", None),
+        ] {
+            assert_eq!(shown(network(text), |network| network).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn statuses_are_ranges() {
+        assert_eq!(status_ranges("200-399").unwrap(), [(200, 399)]);
+        assert_eq!(status_ranges("200, 204,301-308").unwrap(), [(200, 200), (204, 204), (301, 308)]);
+        for text in ["", "99", "600", "300-200", "2xx", "200-"] {
+            assert!(status_ranges(text).is_err(), "{text}");
+        }
+    }
+}

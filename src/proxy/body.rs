@@ -14,10 +14,8 @@ use tokio::time::Instant;
 
 use super::exchange::Exchange;
 use super::timeouts::Timer;
-use crate::config::Cluster;
-use crate::routing::service::Service;
+use crate::upstream::Settled;
 use crate::upstream::body::{Progress, clean_trailers};
-use crate::upstream::breaker::Verdict;
 use crate::upstream::pool::Lease;
 
 /// What a client gets.
@@ -35,8 +33,6 @@ pub enum ResponseBody {
 /// A response on its way from an upstream to the client.
 pub struct Passing {
     body: Incoming,
-    cluster: Cluster,
-    service: Arc<Service>,
     /// Taken when the body has ended.
     open: Option<Open>,
 }
@@ -48,6 +44,7 @@ struct Open {
     timer: Timer,
     upload: Option<Arc<Progress>>,
     reusable: bool,
+    settled: Settled,
     last: Instant,
     idle: Duration,
 }
@@ -82,17 +79,16 @@ pub struct Answer {
     pub upload: Option<Arc<Progress>>,
     /// Whether the response's framing lets the connection serve again.
     pub reusable: bool,
-    /// The side that answers.
-    pub cluster: Cluster,
+    /// Hears of a body that ends early.
+    pub settled: Settled,
 }
 
 impl ResponseBody {
-    /// The body of an upstream's response.
-    pub fn passing(answer: Answer, service: Arc<Service>, exchange: Exchange, timer: Timer) -> Self {
-        let Answer { body, lease, upload, reusable, cluster } = answer;
-        let idle = service.config.timeouts.idle;
-        let open = Open { exchange, lease, timer, upload, reusable, last: Instant::now(), idle };
-        let mut passing = Passing { body, cluster, service, open: Some(open) };
+    /// The body of an upstream's response; `idle` is the longest pause in it.
+    pub fn passing(answer: Answer, idle: Duration, exchange: Exchange, timer: Timer) -> Self {
+        let Answer { body, lease, upload, reusable, settled } = answer;
+        let open = Open { exchange, lease, timer, upload, reusable, settled, last: Instant::now(), idle };
+        let mut passing = Passing { body, open: Some(open) };
         if passing.body.is_end_stream() {
             passing.complete();
         }
@@ -142,12 +138,11 @@ impl Passing {
 
     /// A head that promised more than came is one more failure of the cluster.
     fn cut(&mut self, error: BodyError) -> BodyError {
-        if let Some(open) = self.open.take() {
-            open.exchange.busy().flow().break_off();
-            tracing::debug!(service = self.service.name(), cluster = self.cluster.as_str(), %error, "response cut");
-        }
-        if let Some(admission) = self.service.upstream(self.cluster).admit(std::time::Instant::now()) {
-            admission.settle(Verdict::Failure);
+        if let Some(Open { exchange, settled, .. }) = self.open.take() {
+            let service = exchange.service().map(|service| service.name());
+            tracing::debug!(service, %error, "response cut");
+            exchange.busy().flow().break_off();
+            settled.failed_after();
         }
         error
     }

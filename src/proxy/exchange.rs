@@ -15,7 +15,7 @@ use crate::config::Cluster;
 use crate::routing::decide::Decision;
 use crate::routing::service::Service;
 use crate::telemetry::Telemetry;
-use crate::telemetry::access_log::{Line, RequestText, Try};
+use crate::telemetry::access_line::{Line, RequestText, Try};
 use crate::telemetry::labels::{Outcome, Reason, RejectCause, Target};
 use crate::upstream::body::Progress;
 
@@ -224,7 +224,11 @@ impl Exchange {
         let target = self.target.as_ref().map_or("*", PathAndQuery::as_str);
         let line = Line {
             client: self.client,
-            request: RequestText::Parsed { method: self.method.as_str(), path_and_query: target, version: self.version },
+            request: RequestText::Parsed {
+                method: self.method.as_str(),
+                path_and_query: target,
+                version: self.version,
+            },
             status: self.status,
             bytes: self.sent,
             tries: &self.tries,

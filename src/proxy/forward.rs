@@ -16,10 +16,10 @@ use crate::config::{Cluster, FailureKind, Protocol};
 use crate::routing::decide::Decision;
 use crate::routing::service::Service;
 use crate::telemetry::labels::{FallbackCause, Outcome, Reason};
-use crate::upstream::Admission;
 use crate::upstream::body::{OutBody, Progress};
 use crate::upstream::breaker::Verdict;
 use crate::upstream::pool::{Demand, Lease};
+use crate::upstream::{Admission, Settled};
 
 /// A request that may not be repeated takes a connection that was used this recently, or a new one: the race with a
 /// backend that closes idle connections is then all but impossible.
@@ -59,6 +59,8 @@ pub struct Forwarded {
     pub lease: Lease,
     /// The response's framing lets the connection serve again.
     pub reusable: bool,
+    /// Hears of a body that ends early.
+    pub settled: Settled,
     failing: Option<StatusCode>,
 }
 
@@ -233,12 +235,12 @@ impl Draft<'_> {
         }
         exchange.tried(address, Some(status), Outcome::of_status(status));
         let is_failing = cluster == Cluster::New && self.service.is_failure(FailureKind::Status(status.as_u16()));
-        admission.settle(if is_failing { Verdict::Failure } else { Verdict::Success });
+        let settled = admission.settle(if is_failing { Verdict::Failure } else { Verdict::Success });
         // Beside Transfer-Encoding a length is a sign of trouble: nothing more is read from this connection.
         let fields = response.headers();
         let ambiguous = fields.contains_key(header::TRANSFER_ENCODING) && fields.contains_key(header::CONTENT_LENGTH);
         let failing = is_failing.then_some(status);
-        Ok(Forwarded { cluster, response, lease, reusable: !ambiguous, failing })
+        Ok(Forwarded { cluster, response, lease, reusable: !ambiguous, settled, failing })
     }
 
     fn next(&self, cluster: Cluster, decision: &Decision, failure: &Failure, history: &mut History) -> Next {

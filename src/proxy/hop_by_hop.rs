@@ -130,6 +130,10 @@ pub fn strip(headers: &mut HeaderMap, found: Found, kept: &HeaderName) {
 
 /// Removes the fields named in Connection, but never those that say where a message goes, where it ends, or who sent it.
 fn strip_named(headers: &mut HeaderMap, kept: &HeaderName) {
+    // Nearly all there is, and it names nothing.
+    if headers.get_all(CONNECTION).iter().all(|value| matches!(value.as_bytes(), b"keep-alive" | b"close")) {
+        return;
+    }
     let names: Vec<HeaderName> = options(headers)
         .filter(|option| !is_common_option(option))
         .filter_map(|option| HeaderName::from_bytes(option).ok())

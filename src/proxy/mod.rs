@@ -138,7 +138,7 @@ impl Proxy {
                 Ok(reply::failed(exchange, &failure, detail, is_grpc))
             }
             Ok(forwarded) => {
-                let Forwarded { cluster, response, lease, reusable, .. } = forwarded;
+                let Forwarded { cluster, response, lease, reusable, settled, .. } = forwarded;
                 exchange.answered(cluster.into(), response.status());
                 let mut response = found.downstream(cluster, &decision, &sender, response, &exchange);
                 if wants_upgrade && response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
@@ -149,8 +149,8 @@ impl Proxy {
                 }
                 let service = found.service.clone();
                 Ok(response.map(|body| {
-                    let answer = Answer { body, lease, upload, reusable, cluster };
-                    ResponseBody::passing(answer, service, exchange, timer)
+                    let answer = Answer { body, lease, upload, reusable, settled };
+                    ResponseBody::passing(answer, service.config.timeouts.idle, exchange, timer)
                 }))
             }
         }
@@ -278,7 +278,8 @@ impl Found {
     ) -> Response<Incoming> {
         let service = &self.service;
         let (mut head, body) = response.into_parts();
-        let dropped = headers::to_downstream(&mut head, &service.headers, cluster, sender, &self.id, exchange.version());
+        let dropped =
+            headers::to_downstream(&mut head, &service.headers, cluster, sender, &self.id, exchange.version());
         for _ in 0..dropped {
             service.meters.cookie_domain_dropped();
         }

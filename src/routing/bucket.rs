@@ -87,8 +87,8 @@ mod tests {
         assert_eq!(Bucket::draw(u32::MAX), Bucket(9_999));
 
         let mut counts = [0_u32; 100];
-        for step in 0..1_000_000_u32 {
-            counts[usize::from(Bucket::draw(step * 4_294).0) / 100] += 1;
+        for step in 0..1_000_000_u64 {
+            counts[usize::from(Bucket::draw(((step << 32) / 1_000_000) as u32).0) / 100] += 1;
         }
         assert!(counts.iter().all(|count| (9_990..=10_010).contains(count)), "{counts:?}");
     }

@@ -3,6 +3,7 @@
 pub mod bucket;
 pub mod client_address;
 pub mod decide;
+pub mod explain;
 pub mod header_plan;
 pub mod live;
 pub mod networks;

@@ -10,7 +10,8 @@ use super::bucket::Bucket;
 use super::networks::Networks;
 use super::sticky::{self, FreshKey};
 use crate::config::{
-    Cluster, CookieRule, HeaderRule, KeySource, PathRule, Percent, Service, Sticky, Strategy, ValueTest,
+    Canary, Cluster, CookieRule, HeaderRule, KeySource, Migration, PathRule, Percent, Service, Sticky, Strategy,
+    ValueTest,
 };
 use crate::telemetry::labels::Reason;
 
@@ -87,9 +88,13 @@ pub struct Rules {
 impl Rules {
     /// Compiles the rules of a service.
     pub fn compile(service: &Service) -> Self {
-        let (migration, canary) = (&service.migration, &service.canary);
+        Self::new(&service.paths, &service.migration, &service.canary)
+    }
+
+    /// Compiles the rules of a service's parts.
+    pub fn new(paths: &[PathRule], migration: &Migration, canary: &Canary) -> Self {
         Self {
-            paths: service.paths.clone(),
+            paths: paths.to_vec(),
             methods: migration.methods.clone(),
             header_rules: canary.header_rules.clone(),
             cookie_rules: canary.cookie_rules.clone(),
@@ -211,4 +216,214 @@ fn accepts(test: &ValueTest, value: &[u8]) -> bool {
 /// 0.0.0.0 stands for an address that nobody told us.
 fn is_known(client: IpAddr) -> bool {
     client != IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+}
+
+/// Small configurations for the tests of this folder.
+#[cfg(test)]
+pub(super) mod fixture {
+    use http::HeaderName;
+
+    use super::*;
+    use crate::config::{IpRule, KeyKind};
+
+    pub(in crate::routing) fn percent(value: f64) -> Percent {
+        Percent::from_basis_points((value * 100.0).round() as u16).expect("a share of at most 100")
+    }
+
+    pub(in crate::routing) fn migration() -> Migration {
+        Migration {
+            enabled: true,
+            strategy: Strategy::Weight,
+            percentage: percent(20.0),
+            max_step: Percent::HUNDRED,
+            methods: Vec::new(),
+            sticky: None,
+        }
+    }
+
+    /// `header:NAME`, `cookie:NAME`, `jwt:NAME` or `client_ip`, salted with `team`.
+    pub(in crate::routing) fn sticky(by: &[&str]) -> Sticky {
+        let source = |text: &&str| {
+            let kind = match text.split_once(':') {
+                Some(("header", name)) => KeyKind::Header(HeaderName::try_from(name).expect("a header name")),
+                Some(("cookie", name)) => KeyKind::Cookie(name.to_owned()),
+                Some(("jwt", name)) => KeyKind::Jwt(name.to_owned()),
+                _ => KeyKind::ClientIp,
+            };
+            KeySource { text: (*text).to_owned(), kind }
+        };
+        Sticky { by: by.iter().map(source).collect(), salt: "team".to_owned(), set_cookie: None }
+    }
+
+    pub(in crate::routing) fn one_of(values: &[&str]) -> ValueTest {
+        ValueTest::OneOf(values.iter().map(|value| (*value).to_owned()).collect())
+    }
+
+    /// X-Pin and the cookie `pin` with `new` or `old`; 127.9.0.0/16 to new, 127.8.0.0/16 to old.
+    pub(in crate::routing) fn canary_with_rules() -> Canary {
+        let both = [("new", Cluster::New), ("old", Cluster::Old)];
+        let header = HeaderName::from_static("x-pin");
+        let network = |text: &str| text.parse().expect("a network");
+        Canary {
+            header_rules: both
+                .map(|(value, target)| HeaderRule { header: header.clone(), test: one_of(&[value]), target })
+                .into(),
+            cookie_rules: both
+                .map(|(value, target)| CookieRule { cookie: "pin".to_owned(), test: one_of(&[value]), target })
+                .into(),
+            ip_rules: vec![
+                IpRule { network: network("127.9.0.0/16"), target: Cluster::New },
+                IpRule { network: network("127.8.0.0/16"), target: Cluster::Old },
+            ],
+            ..Canary::default()
+        }
+    }
+
+    /// Names and values of header fields.
+    pub(in crate::routing) type Fields<'a> = &'a [(&'a str, &'a str)];
+
+    pub(in crate::routing) fn headers(fields: Fields<'_>) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            map.append(
+                HeaderName::try_from(*name).expect("a header name"),
+                HeaderValue::from_bytes(value.as_bytes()).expect("a header value"),
+            );
+        }
+        map
+    }
+
+    /// A request of 10.0.0.1.
+    pub(in crate::routing) fn facts<'a>(method: &'a Method, path: &'a str, headers: &'a HeaderMap) -> Facts<'a> {
+        Facts { method, path, headers, client: IpAddr::from([10, 0, 0, 1]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use regex::Regex;
+
+    use super::fixture::{Fields, canary_with_rules, facts, headers, migration, one_of};
+    use super::*;
+
+    #[test]
+    fn paths_are_compared_on_raw_bytes() {
+        let paths = [
+            PathRule::Prefix("/v2/".to_owned()),
+            PathRule::Exact("/login".to_owned()),
+            PathRule::Regex(Regex::new("^(?:/a/[0-9]+)$").expect("an expression")),
+        ];
+        let rules = Rules::new(&paths, &migration(), &Canary::default());
+
+        for (path, expected) in [
+            ("/v2/", true),
+            ("/v2/../x", true),
+            ("/v2", false),
+            ("/x/v2/", false),
+            ("/V2/", false),
+            ("/%762/", false),
+            ("//v2/", false),
+            ("/login", true),
+            ("/login/", false),
+            ("/log%69n", false),
+            ("/a/123", true),
+            ("/a/12x", false),
+            ("/x/a/12", false),
+            ("/a%2f1", false),
+        ] {
+            assert_eq!(rules.covers_path(path), expected, "{path}");
+        }
+        assert!(Rules::new(&[], &migration(), &Canary::default()).covers_path("*"));
+    }
+
+    #[test]
+    fn of_repeated_headers_any_value_matches_and_the_first_rule_wins() {
+        let rules = Rules::new(&[], &migration(), &canary_with_rules());
+        let first = Some(Match { rule: RuleId::Header(0), target: Cluster::New });
+        let second = Some(Match { rule: RuleId::Header(1), target: Cluster::Old });
+
+        let cases: [(Fields<'_>, Option<Match>); 6] = [
+            (&[("X-PIN", "new")], first),
+            (&[("x-pin", "old")], second),
+            (&[("x-pin", "old"), ("x-pin", "new")], first),
+            (&[("x-pin", "New")], None),
+            (&[("x-pin", "new, old")], None),
+            (&[], None),
+        ];
+        for (fields, expected) in cases {
+            let headers = headers(fields);
+            assert_eq!(rules.header_rule(&facts(&Method::GET, "/", &headers)), expected, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn cookie_rules_look_at_the_named_cookie_only() {
+        let rule = |cookie: &str, test| CookieRule { cookie: cookie.to_owned(), test, target: Cluster::New };
+        let digits = regex::bytes::Regex::new("^(?:[0-9]{3})$").expect("an expression");
+        let cookie_rules = vec![
+            rule("beta", one_of(&["yes"])),
+            rule("l", one_of(&["1", "2"])),
+            rule("p", ValueTest::Prefix("qa".to_owned())),
+            rule("r", ValueTest::Regex(digits)),
+            rule("any", ValueTest::Present),
+        ];
+        let rules = Rules::new(&[], &migration(), &Canary { cookie_rules, ..Canary::default() });
+
+        let cases: [(&[&str], Option<u32>); 17] = [
+            (&["beta=yes"], Some(0)),
+            (&["a=1; beta=yes; b=2"], Some(0)),
+            (&["a=1;beta=yes"], Some(0)),
+            (&["a=1", "beta=yes"], Some(0)),
+            (&["beta=no; beta=yes"], Some(0)),
+            (&["beta=no"], None),
+            (&["xbeta=yes"], None),
+            (&["Beta=yes"], None),
+            (&["a=beta=yes"], None),
+            (&["l=2"], Some(1)),
+            (&["l=3"], None),
+            (&["p=qa77"], Some(2)),
+            (&["r=123"], Some(3)),
+            (&["r=1234"], None),
+            (&["any=x"], Some(4)),
+            (&["any="], Some(4)),
+            (&["many=1; any"], None),
+        ];
+        for (fields, expected) in cases {
+            let headers = headers(&fields.iter().map(|value| ("cookie", *value)).collect::<Vec<_>>());
+            let found = rules.cookie_rule(&facts(&Method::GET, "/", &headers));
+            assert_eq!(found.map(|found| found.rule), expected.map(RuleId::Cookie), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn only_from_limits_headers_and_cookies_but_not_addresses() {
+        let only_from = vec!["10.0.0.0/24".parse().expect("a network")];
+        let rules = Rules::new(&[], &migration(), &Canary { only_from, ..canary_with_rules() });
+        let headers = headers(&[("x-pin", "new"), ("cookie", "pin=new")]);
+
+        for (client, header, cookie, ip) in [
+            ("10.0.0.7", true, true, false),
+            ("::ffff:10.0.0.7", true, true, false),
+            ("10.0.1.7", false, false, false),
+            ("127.9.1.1", false, false, true),
+            ("0.0.0.0", false, false, false),
+        ] {
+            let facts = Facts { client: client.parse().expect("an address"), ..facts(&Method::GET, "/", &headers) };
+            assert_eq!(rules.header_rule(&facts).is_some(), header, "{client}");
+            assert_eq!(rules.cookie_rule(&facts).is_some(), cookie, "{client}");
+            assert_eq!(rules.ip_rule(&facts).is_some(), ip, "{client}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_client_is_in_no_network() {
+        let ip_rules =
+            vec![crate::config::IpRule { network: "0.0.0.0/0".parse().expect("a network"), target: Cluster::New }];
+        let rules = Rules::new(&[], &migration(), &Canary { ip_rules, ..Canary::default() });
+        let headers = headers(&[]);
+        let facts = facts(&Method::GET, "/", &headers);
+
+        assert!(rules.ip_rule(&facts).is_some());
+        assert!(rules.ip_rule(&Facts { client: IpAddr::V4(Ipv4Addr::UNSPECIFIED), ..facts }).is_none());
+    }
 }

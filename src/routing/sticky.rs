@@ -1,6 +1,7 @@
 //! The key that gives a client a fixed bucket: found in a header, a cookie, a claim or the address, or made for a
 //! browser that has none. The cluster is computed from the key each time and stored nowhere.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
@@ -10,6 +11,7 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderValue};
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::bucket::{Bucket, bucket};
@@ -29,15 +31,13 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// A request's key and where it was found.
-#[derive(Debug)]
+/// A request's key and where it was found. Not printable: a key may be a session.
 pub struct Key<'a> {
     /// The index of the source in `sticky.by`.
     pub source: usize,
     value: Value<'a>,
 }
 
-#[derive(Debug)]
 enum Value<'a> {
     Raw(&'a [u8]),
     Claim(Box<str>),
@@ -152,7 +152,7 @@ impl<'de> Visitor<'de> for ClaimNamed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found = None;
-        while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+        while let Some(name) = map.next_key::<Cow<'de, str>>()? {
             if name == self.0 {
                 // Of a repeated member the last one counts, as with most readers of JSON.
                 found = map.next_value::<StringOnly>()?.0;
@@ -167,7 +167,7 @@ impl<'de> Visitor<'de> for ClaimNamed<'_> {
 /// A string, or `None` for any other value.
 struct StringOnly(Option<Box<str>>);
 
-impl<'de> serde::Deserialize<'de> for StringOnly {
+impl<'de> Deserialize<'de> for StringOnly {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = serde_json::Value::deserialize(deserializer)?;
         Ok(Self(match value {
@@ -178,7 +178,7 @@ impl<'de> serde::Deserialize<'de> for StringOnly {
 }
 
 /// An address as key: IPv4 as it is, IPv6 cut to its /64, because one client has many addresses in there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 struct AddressText {
     // The longest text is ffff:ffff:ffff:ffff:: with 21 bytes.
     bytes: [u8; 24],
@@ -204,8 +204,15 @@ impl AddressText {
 }
 
 /// A key for a client that has none: 128 random bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct FreshKey([u8; 16]);
+
+/// Without the key, which stays between the client and its buckets.
+impl fmt::Debug for FreshKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FreshKey(..)")
+    }
+}
 
 impl FreshKey {
     /// A key from random bits.
@@ -246,36 +253,10 @@ pub fn set_cookie_value(name: &str, key: FreshKey, secure: bool) -> Option<Heade
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
-
+    use super::super::rules::fixture::{Fields, headers, sticky};
     use super::*;
-    use crate::config::KeySource;
 
-    fn sticky(by: &[&str]) -> Sticky {
-        let source = |text: &&str| {
-            let kind = match text.split_once(':') {
-                Some(("header", name)) => KeyKind::Header(HeaderName::try_from(name).expect("a header name")),
-                Some(("cookie", name)) => KeyKind::Cookie(name.to_owned()),
-                Some(("jwt", name)) => KeyKind::Jwt(name.to_owned()),
-                _ => KeyKind::ClientIp,
-            };
-            KeySource { text: (*text).to_owned(), kind }
-        };
-        Sticky { by: by.iter().map(source).collect(), salt: "a".to_owned(), set_cookie: None }
-    }
-
-    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for (name, value) in fields {
-            map.append(
-                HeaderName::try_from(*name).expect("a header name"),
-                HeaderValue::from_bytes(value.as_bytes()).expect("a header value"),
-            );
-        }
-        map
-    }
-
-    fn key_of(by: &[&str], fields: &[(&str, &str)], client: &str) -> Option<(usize, String)> {
+    fn key_of(by: &[&str], fields: Fields<'_>, client: &str) -> Option<(usize, String)> {
         let headers = headers(fields);
         let key = find(&sticky(by), &headers, client.parse().expect("an address"))?;
         Some((key.source, String::from_utf8(key.as_bytes().to_vec()).expect("UTF-8")))
@@ -292,7 +273,7 @@ mod tests {
         let lower = format!("bearer   {}", token(r#"{"sub":" carol\t"}"#));
         let auth = ("authorization", bearer.as_str());
 
-        let cases: [(&[(&str, &str)], Option<(usize, &str)>); 14] = [
+        let cases: [(Fields<'_>, Option<(usize, &str)>); 14] = [
             (&[("x-user-id", "alice"), ("cookie", "session=bob"), auth], Some((0, "alice"))),
             (&[("x-user-id", " \t alice \t")], Some((0, "alice"))),
             (&[("x-user-id", ""), ("x-user-id", " "), ("x-user-id", "zoë")], Some((0, "zoë"))),
@@ -326,7 +307,7 @@ mod tests {
         for (token, expected) in [
             (token(r#"{"sub":"u"}"#), Some("u")),
             (token(r#"{"a":{"sub":"no"},"b":[1],"sub":"\u0075"}"#), Some("u")),
-            (format!("e30.{}==.c2ln", token(r#"{"sub":"u1"}"#).split('.').nth(1).expect("three parts")), None),
+            (token(r#"{"sub":"u"}"#).replacen(".c2ln", "=.c2ln", 1), Some("u")),
             (token(r#"{"sub":7}"#), None),
             (token(r#"{"sub":["u"]}"#), None),
             (token(r#"{"sub":null}"#), None),
@@ -343,9 +324,6 @@ mod tests {
         ] {
             let field = format!("Bearer {token}");
             let found = key_of(&["jwt:sub"], &[("authorization", &field)], "10.0.0.1");
-            if token.contains("==") {
-                continue;
-            }
             assert_eq!(found.as_ref().map(|(_, key)| key.as_str()), expected, "{token}");
         }
         for field in ["", "Bearer", "Bearer ", "Bearere30.e30.x"] {

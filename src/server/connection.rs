@@ -23,7 +23,7 @@ use crate::proxy::failure::Refusal;
 use crate::proxy::sender::Scheme;
 use crate::routing::service::Edge;
 use crate::shutdown::Drain;
-use crate::telemetry::access_log::{Line, RequestText};
+use crate::telemetry::access_line::{Line, RequestText};
 use crate::telemetry::labels::ListenerKind;
 use crate::tls::certificates::Certificates;
 

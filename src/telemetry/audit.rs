@@ -39,6 +39,8 @@ impl Actor {
 /// What was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// The share of new.
+    Percentage,
     /// The configuration.
     Config,
     /// Nothing: the change was refused.
@@ -49,6 +51,7 @@ impl Kind {
     /// The word in audit lines.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Percentage => "percentage",
             Self::Config => "config",
             Self::Refused => "refused",
         }

@@ -186,6 +186,12 @@ impl ServiceMeters {
         &self.service
     }
 
+    /// Whether these meters fit a service after a reload; otherwise it needs new ones, whose counts start at zero.
+    pub fn has_keys(&self, keys: &[&str]) -> bool {
+        let (_none, own) = self.keys.split_last().expect("new adds the key none");
+        own.iter().map(|(key, _)| &**key).eq(keys.iter().copied())
+    }
+
     /// A request has ended: who answered, why there, with what, how long it took and how large the bodies were.
     pub fn request(
         &self,
@@ -327,4 +333,83 @@ fn status_class(status: StatusCode) -> usize {
 
 fn zeros<const N: usize>() -> [AtomicU64; N] {
     array::from_fn(|_| AtomicU64::new(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed() {
+        for (nanoseconds, bucket) in
+            [(0, 0), (5_000_000, 0), (5_000_001, 1), (10_000_000, 1), (1_000_000_000, 7), (10_000_000_000, 9)]
+        {
+            let histogram = DurationHistogram::new(&DURATION_BOUNDS);
+            histogram.observe(Duration::from_nanos(nanoseconds));
+            let counts = histogram.counts();
+            assert_eq!(counts.iter().position(|count| *count == 1), Some(bucket), "{nanoseconds} ns");
+            assert_eq!((counts.iter().sum::<u64>(), histogram.sum()), (1, Duration::from_nanos(nanoseconds)));
+        }
+        let histogram = DurationHistogram::new(&DURATION_BOUNDS);
+        histogram.observe(Duration::MAX);
+        assert_eq!(histogram.counts()[10], 1);
+    }
+
+    #[test]
+    fn every_status_has_a_class() {
+        for (status, class) in
+            [(100, 0), (101, 0), (200, 1), (304, 2), (499, 3), (500, 4), (599, 4), (600, 4), (999, 4)]
+        {
+            assert_eq!(status_class(StatusCode::from_u16(status).unwrap()), class, "{status}");
+        }
+    }
+
+    #[test]
+    fn meters_fit_the_keys_that_they_were_made_with() {
+        let meters = ServiceMeters::new("a", &["cookie:a", "client_ip"]);
+        for (keys, fits) in [(&["cookie:a", "client_ip"][..], true), (&["client_ip", "cookie:a"], false), (&[], false)]
+        {
+            assert_eq!(meters.has_keys(keys), fits, "{keys:?}");
+        }
+        assert!(ServiceMeters::new("a", &[]).has_keys(&[]));
+    }
+
+    #[test]
+    fn requests_are_counted_by_target_reason_and_class() {
+        let meters = ServiceMeters::new("a", &[]);
+        let request = |target, reason, status| {
+            meters.request(target, reason, status, Duration::from_millis(3), 10, 20);
+        };
+
+        request(Target::New, Reason::User, StatusCode::OK);
+        request(Target::New, Reason::User, StatusCode::CREATED);
+        request(Target::Old, Reason::User, StatusCode::NOT_FOUND);
+        request(Target::None, Reason::None, StatusCode::BAD_REQUEST);
+
+        let counts: Vec<_> = meters.requests().collect();
+        assert_eq!(
+            counts,
+            [(Target::Old, Reason::User, 3, 1), (Target::New, Reason::User, 1, 2), (Target::None, Reason::None, 3, 1)]
+        );
+        assert_eq!(meters.bytes(Target::New), (20, 40));
+        assert_eq!(meters.request_duration(Target::New).counts()[0], 2);
+    }
+
+    #[test]
+    fn counts_from_several_threads_are_all_there() {
+        let meters = ServiceMeters::new("a", &[]);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..10_000 {
+                        meters.request(Target::New, Reason::Weight, StatusCode::OK, Duration::from_millis(1), 1, 1);
+                        meters.attempt(Cluster::New, Outcome::Success, Duration::from_millis(1));
+                    }
+                });
+            }
+        });
+        assert_eq!(meters.requests().collect::<Vec<_>>(), [(Target::New, Reason::Weight, 1, 40_000)]);
+        assert_eq!(meters.attempts(Cluster::New, Outcome::Success), 40_000);
+        assert_eq!(meters.attempt_duration(Cluster::New).sum(), Duration::from_secs(40));
+    }
 }

@@ -69,3 +69,41 @@ impl Telemetry {
         self.access.close(patience)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::audit::{Actor, Event, Kind};
+    use super::*;
+    use crate::config::{AccessFormat, LogFormat, Percent};
+
+    fn settings(access: &Path, audit: &Path) -> Log {
+        Log {
+            level: tracing::Level::INFO,
+            format: LogFormat::Text,
+            access: AccessFormat::Nginx,
+            access_path: access.into(),
+            access_sample: Percent::HUNDRED,
+            audit_path: audit.into(),
+        }
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_opened_changes_neither_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let [access, audit, other] = ["access", "audit", "other"].map(|name| folder.path().join(name));
+        let telemetry = Telemetry::new(&settings(&access, &audit), 1).unwrap();
+        let event = Event { kind: Kind::Config, service: None, from: None, to: None, reason: None };
+
+        let error = telemetry.reconfigure(&settings(&other, Path::new("/nonexistent/audit"))).unwrap_err();
+        telemetry.audit.record(&event, &Actor::File, None);
+        telemetry.reopen().unwrap();
+
+        assert_eq!(error.path, Path::new("/nonexistent/audit"));
+        assert_eq!(fs::read_to_string(&audit).unwrap().lines().count(), 1);
+        assert!(telemetry.access.prepare(&settings(&access, &audit)).unwrap().opens_nothing());
+        assert!(telemetry.close(Duration::from_secs(30)));
+    }
+}

@@ -373,13 +373,13 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_services_come_in_small_pieces() {
-        let services = (0..10_000).map(|_| (ServiceMeters::new("api-name01", &["client_ip"]), GAUGES)).collect();
+    fn many_services_come_in_small_pieces() {
+        let services = (0..2_000).map(|_| (ServiceMeters::new("api-name01", &["client_ip"]), GAUGES)).collect();
 
         let pieces: Vec<usize> = Scrape::new(&ProcessMeters::new(1), services).map(|piece| piece.len()).collect();
 
         assert!(pieces.iter().all(|length| *length <= 64 << 10), "{:?}", pieces.iter().max());
-        assert!(pieces.iter().sum::<usize>() > 50 << 20);
+        assert!(pieces.iter().sum::<usize>() > 10 << 20);
     }
 
     /// A service that has met whatever one configuration can meet: rules of all kinds and a share of its own, every
@@ -427,7 +427,7 @@ mod tests {
         let quiet = own(&scrape(vec![(ServiceMeters::new("a", &["client_ip"]), gauges)]));
         let busy = own(&scrape(vec![(busy_service(), gauges)]));
 
-        assert_eq!(quiet, 122);
+        assert_eq!(quiet, 120);
         assert!((200..=250).contains(&busy), "{busy}");
     }
 

@@ -4,7 +4,7 @@
 use std::array;
 use std::collections::VecDeque;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::ServiceMeters;
 use super::labels::{Cluster, Outcome};
@@ -32,7 +32,7 @@ pub enum Minutes {
 }
 
 /// What happened in a window on one cluster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Tries.
     pub requests: u64,
@@ -45,7 +45,7 @@ pub struct Summary {
 }
 
 /// Both clusters in one window.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sides {
     /// The old cluster.
     pub old: Summary,
@@ -54,7 +54,7 @@ pub struct Sides {
 }
 
 /// All windows, as `/status` shows them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Windows {
     /// The last minute.
     #[serde(rename = "1m")]

@@ -242,3 +242,35 @@ impl Body for OutBody {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let field = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        fields.iter().map(field).collect()
+    }
+
+    #[test]
+    fn trailers_carry_no_framing_routing_or_credentials() {
+        let mut trailers = headers(&[
+            ("content-length", "99"),
+            ("transfer-encoding", "chunked"),
+            ("host", "evil.test"),
+            ("authorization", "x"),
+            ("set-cookie", "a=b"),
+            ("x-forwarded-for", "1"),
+            ("x-sum", "42"),
+            ("grpc-status", "0"),
+        ]);
+
+        clean_trailers(&mut trailers);
+
+        assert_eq!(trailers, headers(&[("x-sum", "42"), ("grpc-status", "0")]));
+    }
+}

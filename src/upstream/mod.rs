@@ -5,13 +5,14 @@ pub mod breaker;
 pub mod budget;
 pub mod connect;
 pub mod pool;
+pub mod ratio;
 pub mod resolve;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use breaker::{Availability, Breaker, Permit, State, Transition, Verdict};
+use breaker::{Admitted, Availability, Breaker, Permit, State, Transition, Verdict};
 use pool::Pool;
 
 use crate::telemetry::labels::BreakerState;
@@ -84,10 +85,30 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// The upstream did what it should, or not.
-    pub fn settle(mut self, verdict: Verdict) {
-        if let Some((breaker, permit)) = self.permit.take()
-            && let Some(transition) = breaker.settle(permit, verdict, Instant::now())
+    /// The upstream did what it should, or not. What comes back can still tell of a body that ends early.
+    pub fn settle(mut self, verdict: Verdict) -> Settled {
+        let Some((breaker, permit)) = self.permit.take() else {
+            return Settled { breaker: None, meters: self.meters.clone() };
+        };
+        let admitted = permit.admitted();
+        if let Some(transition) = breaker.settle(permit, verdict, Instant::now()) {
+            announce(&self.meters, transition);
+        }
+        Settled { breaker: Some((breaker, admitted)), meters: self.meters.clone() }
+    }
+}
+
+/// A request whose verdict was given at the response head.
+pub struct Settled {
+    breaker: Option<(Arc<Breaker>, Admitted)>,
+    meters: Arc<ServiceMeters>,
+}
+
+impl Settled {
+    /// The body ended early: one more failure.
+    pub fn failed_after(self) {
+        if let Some((breaker, admitted)) = self.breaker
+            && let Some(transition) = breaker.fail_after(admitted, Instant::now())
         {
             announce(&self.meters, transition);
         }

@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::support::certs::Authority;
 use crate::support::client::{Client, Failure, Framing, Http2, Load, get};
 use crate::support::origin::{Answer, End, Gate, OnAccept, Origin, pattern};
+use crate::support::peers::{Nginx, available};
+use crate::support::reach::{AccessLine, Metrics};
+use crate::support::setup::ConfigFile;
 use crate::support::{PATIENCE, eventually};
 
 const HOST: &str = "a.test";
@@ -222,4 +225,62 @@ fn load_is_counted_by_side_and_status() {
     assert_eq!((tally.total(), tally.failed, tally.side("old")), (200, 0, 200));
     assert_eq!((tally.statuses[&200], tally.statuses[&503]), (199, 1));
     assert_eq!(origin.connections(), 4);
+}
+
+#[test]
+fn nginx_as_the_new_cluster_refuses_other_names() {
+    if !available(&["nginx"]) {
+        return;
+    }
+    let authority = Authority::new("new cluster");
+    let (old, mut new) = (Nginx::old(), Nginx::new("a.new.test", &authority.server(&["a.new.test"])));
+    let trust = authority.trusting(&[]);
+
+    assert_eq!(get(old.address(), HOST, "/").text(), "side=old host=a.test\n");
+    let mut client = Client::tls(new.address(), "a.new.test", &trust);
+    assert_eq!(client.get("a.new.test", "/").text(), "side=new host=a.new.test sni=a.new.test\n");
+    assert_eq!(client.get(HOST, "/").status, 421);
+    assert!(Client::try_tls(new.address(), HOST, &trust).is_err());
+
+    new.kill();
+    assert!(Client::try_plain(new.address(), None).is_err());
+    new.restart();
+    assert_eq!(Client::tls(new.address(), "a.new.test", &trust).get("a.new.test", "/").side(), Some("new"));
+}
+
+#[test]
+fn a_configmap_volume_is_swapped_as_the_kubelet_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = ConfigFile::kubelet(folder.path(), "one");
+    let read = || std::fs::read_to_string(file.path()).unwrap();
+    assert_eq!(read(), "one");
+
+    file.swap("two");
+
+    assert_eq!(read(), "two");
+    let mut names: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!((names.len(), names[1].as_str(), names[2].as_str()), (3, "..data", "migration.yaml"), "{names:?}");
+}
+
+#[test]
+fn metrics_and_access_lines_are_taken_apart() {
+    let metrics = Metrics::parse(
+        "# HELP x y\nmigration_proxy_requests_total{service=\"a\",target=\"old\"} 3\n\
+         migration_proxy_requests_total{service=\"a\",target=\"new\"} 4\nmigration_proxy_config_generation 2\n",
+    );
+    assert_eq!(metrics.sum("requests_total", &[("service", "a")]), 7.0);
+    assert_eq!(metrics.sum("requests_total", &[("target", "new"), ("service", "a")]), 4.0);
+    assert_eq!((metrics.sum("config_generation", &[]), metrics.has("nothing")), (2.0, false));
+
+    let line = AccessLine(
+        "127.0.0.1 - - [01/Jan/2024:12:00:00 +0000] \"GET /a HTTP/1.1\" 200 12 backend=\"old_backend\" \
+         upstream_response_time=\"0.002, 0.123\" tries=2 host=\"a.test\""
+            .into(),
+    );
+    assert_eq!((line.status(), line.field("backend"), line.field("tries")), (200, "old_backend", "2"));
+    assert_eq!(line.field("upstream_response_time"), "0.002, 0.123");
 }

@@ -6,8 +6,19 @@
     clippy::disallowed_methods,
     reason = "threads and tasks of the kit end with the origin or the load that owns them"
 )]
+#![allow(clippy::needless_pass_by_value, reason = "`impl ToString` reads better at the call")]
 #![allow(unreachable_pub, reason = "the kit's public face is for this binary")]
 #![allow(dead_code, reason = "the kit offers more than every test uses at a time")]
 
+mod bad_input;
+mod cli;
+mod fallback;
+mod forwarding;
 mod kit;
+mod layers;
+mod peers;
+mod reload;
+mod routing;
+mod secrets;
 mod support;
+mod tls;

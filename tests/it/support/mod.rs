@@ -3,10 +3,15 @@
 //! Everything listens on loopback with ports from the system. Origins run on threads of their own, clients block, so
 //! that a test reads from top to bottom.
 
+pub mod app;
 pub mod certs;
+pub mod cli;
 pub mod client;
 pub mod origin;
-pub mod stream;
+pub mod peers;
+pub mod reach;
+pub mod setup;
+mod stream;
 
 use std::time::{Duration, Instant};
 

@@ -4,7 +4,7 @@ mod http2;
 mod load;
 
 pub use http2::Http2;
-pub use load::{Load, Running, Tally};
+pub use load::Load;
 
 use std::fmt;
 use std::io::{self, Read, Write};

@@ -1,0 +1,11 @@
+//! What changes while requests run: the configuration file and everything that it names, and what is reported about it.
+//! All of it runs on the control runtime, where it may be slow, may allocate and may fail.
+
+pub mod candidate;
+pub mod expiry;
+pub mod mounts;
+pub mod reload;
+pub mod report;
+pub mod restart;
+pub mod status;
+pub mod watch;

@@ -1,0 +1,329 @@
+//! What `/status` shows, and what of it is not as it should be. Reports are made from what is there when somebody asks;
+//! nothing is kept for them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::status::{Configuration, Status};
+use crate::config::{Mode, Protocol};
+use crate::readiness::Readiness;
+use crate::routing::client_address::Suspicion;
+use crate::routing::live::Live;
+use crate::routing::service::Service;
+use crate::routing::snapshot::Snapshot;
+use crate::telemetry::labels::BreakerState;
+use crate::telemetry::text::rfc3339_time;
+use crate::telemetry::window::Windows;
+use crate::telemetry::{ServiceGauges, ServiceMeters};
+use crate::upstream::breaker;
+
+/// Certificates that end sooner than this are worth a word.
+const SOON: i64 = 14 * DAY;
+const DAY: i64 = 24 * 60 * 60;
+
+/// `/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The program's version.
+    pub version: String,
+    /// The process among its replicas.
+    pub replica: String,
+    /// Traffic may come.
+    pub ready: bool,
+    /// What is not as it should be, one line each.
+    pub degraded: Vec<String>,
+    /// Safe mode of everything.
+    pub safe_mode: bool,
+    /// The file.
+    pub config: ConfigReport,
+    /// Private peers that send X-Forwarded-* fields and are no trusted proxies.
+    pub untrusted_forwarders: Vec<IpAddr>,
+    /// Every service, in the order of the file.
+    pub services: Vec<ServiceReport>,
+    /// The other replicas.
+    pub replicas: Vec<ReplicaReport>,
+}
+
+/// `config`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigReport {
+    /// The file as it was named.
+    pub file: String,
+    /// SHA-256 of the text that is served.
+    pub hash: String,
+    /// How many configurations have been served.
+    pub generation: u64,
+    /// Since when this one is served.
+    pub loaded_at: String,
+    /// Why the file as it is now is not served.
+    pub last_error: Option<String>,
+    /// Changed keys that wait for a restart.
+    pub restart_needed: Vec<String>,
+    /// What works, but hardly as meant.
+    pub warnings: Vec<String>,
+}
+
+/// One entry of `services`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    /// The name.
+    pub name: String,
+    /// Hosts of clients.
+    pub old_host: Vec<String>,
+    /// The host in the new cluster.
+    pub new_host: String,
+    /// `proxy` or `redirect`.
+    pub mode: String,
+    /// `migration.enabled`, as it is in force.
+    pub enabled: bool,
+    /// Everything goes to old, by the service's own safe mode or that of everything.
+    pub safe_mode: bool,
+    /// The share of new.
+    pub percentage: PercentageReport,
+    /// Exchanges under way on new.
+    pub open_on_new: u64,
+    /// The breaker of new.
+    pub breaker: BreakerReport,
+    /// Active checks.
+    pub health: HealthReport,
+    /// The recent past.
+    pub windows: Windows,
+}
+
+/// `percentage`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PercentageReport {
+    /// By the file.
+    #[serde(serialize_with = "short_number")]
+    pub declared: f64,
+    /// In force.
+    #[serde(serialize_with = "short_number")]
+    pub effective: f64,
+    /// When a share that is not confirmed goes back.
+    pub confirm_by: Option<String>,
+}
+
+/// `breaker`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BreakerReport {
+    /// `closed`, `open` or `half_open`.
+    pub state: String,
+    /// Since when; `None` when there is no breaker.
+    pub since: Option<String>,
+    /// When an open breaker lets the first probe pass.
+    pub retry_at: Option<String>,
+}
+
+/// `health`: `unknown`, `up` or `down`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HealthReport {
+    /// Of old.
+    pub old: String,
+    /// Of new.
+    pub new: String,
+}
+
+/// One entry of `replicas`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaReport {
+    /// The replica.
+    pub name: String,
+    /// It serves the same.
+    pub agrees: bool,
+    /// How old this knowledge is, in seconds.
+    pub age: f64,
+}
+
+/// What reports are made of.
+#[derive(Clone, Copy)]
+pub struct Reporter<'a> {
+    /// What is served.
+    pub live: &'a Live,
+    /// What is known about the configuration and the recent past.
+    pub status: &'a Status,
+    /// Whether traffic may come.
+    pub readiness: &'a Readiness,
+    /// Peers that forward without being trusted.
+    pub suspicion: &'a Suspicion,
+}
+
+impl Reporter<'_> {
+    /// `/status` as it is now.
+    pub fn report(&self) -> StatusReport {
+        let snapshot = self.live.snapshot();
+        let configuration = self.status.configuration();
+        let moment = Moment::now();
+        StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            replica: self.status.replica().to_owned(),
+            ready: self.readiness.is_ready(),
+            degraded: self.degraded_in(&snapshot, &configuration, moment),
+            safe_mode: snapshot.safe_mode.is_on(),
+            untrusted_forwarders: self.untrusted_forwarders(&snapshot).collect(),
+            services: snapshot.services.iter().map(|service| self.service(service, moment)).collect(),
+            config: configuration.into(),
+            replicas: Vec::new(),
+        }
+    }
+
+    /// What is not as it should be, one line each.
+    pub fn degraded(&self) -> Vec<String> {
+        self.degraded_in(&self.live.snapshot(), &self.status.configuration(), Moment::now())
+    }
+
+    fn degraded_in(&self, snapshot: &Snapshot, configuration: &Configuration, moment: Moment) -> Vec<String> {
+        let rejected = configuration.last_error.iter().map(|error| format!("configuration rejected: {error}"));
+        let safe_mode = snapshot.safe_mode.is_on().then(|| "safe mode is on: everything goes to old".to_owned());
+        let services = snapshot.services.iter().flat_map(|service| degraded_service(service, moment));
+        let forwarders = self.untrusted_forwarders(snapshot).map(|peer| {
+            let network = ipnet::IpNet::from(peer);
+            format!("{peer} sends X-Forwarded-* and is not believed: add \"{network}\" to listen.trusted_proxies")
+        });
+        let ends = ending(configuration, moment.time);
+        rejected.chain(safe_mode).chain(services).chain(ends).chain(forwarders).collect()
+    }
+
+    fn untrusted_forwarders(&self, snapshot: &Snapshot) -> impl Iterator<Item = IpAddr> {
+        self.suspicion.peers().filter(|peer| !snapshot.edge.trust.contains(*peer))
+    }
+
+    fn service(&self, service: &Service, moment: Moment) -> ServiceReport {
+        let weight = &service.lasting.weight;
+        let on_new = service.meters.connections(crate::config::Cluster::New).active();
+        ServiceReport {
+            name: service.name().to_owned(),
+            old_host: service.config.old_host.iter().map(ToString::to_string).collect(),
+            new_host: service.config.new_host.clone(),
+            mode: match service.config.mode {
+                Mode::Proxy => "proxy",
+                Mode::Redirect => "redirect",
+            }
+            .to_owned(),
+            enabled: service.switches().enabled,
+            safe_mode: service.is_in_safe_mode(),
+            percentage: PercentageReport {
+                declared: weight.declared().as_f64(),
+                effective: weight.effective().as_f64(),
+                confirm_by: None,
+            },
+            open_on_new: u64::try_from(on_new).unwrap_or_default(),
+            breaker: BreakerReport::new(service.new.breaker.as_deref(), moment),
+            health: HealthReport { old: "unknown".to_owned(), new: "unknown".to_owned() },
+            windows: self.status.windows(service),
+        }
+    }
+}
+
+/// The meters of every service, with what is so at this moment.
+pub fn gauges(snapshot: &Snapshot) -> Vec<(Arc<ServiceMeters>, ServiceGauges)> {
+    let now = Instant::now();
+    let gauges = |service: &Arc<Service>| {
+        let weight = &service.lasting.weight;
+        let state = service.new.breaker.as_ref().map_or(breaker::State::Closed, |breaker| breaker.report(now).state);
+        let gauges = ServiceGauges {
+            percentage: weight.effective().as_f64(),
+            declared: weight.declared().as_f64(),
+            safe_mode: service.is_in_safe_mode(),
+            breaker: BreakerState::from(state),
+            health_old: None,
+            health_new: None,
+            verify_off: unverified(service).next().is_some(),
+        };
+        (service.meters.clone(), gauges)
+    };
+    snapshot.services.iter().map(gauges).collect()
+}
+
+/// One moment on both clocks, so that steady times can be told as times of day.
+#[derive(Clone, Copy)]
+struct Moment {
+    instant: Instant,
+    time: Timestamp,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self { instant: Instant::now(), time: Timestamp::now() }
+    }
+
+    fn time_of(self, instant: Instant) -> Option<String> {
+        let ago = SignedDuration::try_from(self.instant.saturating_duration_since(instant)).ok()?;
+        let ahead = SignedDuration::try_from(instant.saturating_duration_since(self.instant)).ok()?;
+        let time = self.time.checked_sub(ago).ok()?.checked_add(ahead).ok()?;
+        Some(rfc3339_time(time))
+    }
+}
+
+impl BreakerReport {
+    fn new(breaker: Option<&breaker::Breaker>, moment: Moment) -> Self {
+        let report = breaker.map(|breaker| breaker.report(moment.instant));
+        Self {
+            state: report.map_or(breaker::State::Closed, |report| report.state).as_str().to_owned(),
+            since: report.and_then(|report| moment.time_of(report.since)),
+            retry_at: report.and_then(|report| moment.time_of(report.retry_at?)),
+        }
+    }
+}
+
+impl From<Configuration> for ConfigReport {
+    fn from(configuration: Configuration) -> Self {
+        Self {
+            file: configuration.file,
+            hash: configuration.hash,
+            generation: configuration.generation,
+            loaded_at: rfc3339_time(configuration.loaded_at),
+            last_error: configuration.last_error,
+            restart_needed: configuration.restart_needed,
+            warnings: configuration.warnings,
+        }
+    }
+}
+
+fn degraded_service(service: &Service, moment: Moment) -> impl Iterator<Item = String> {
+    let name = service.name();
+    let breaker = service.new.breaker.as_ref().map(|breaker| breaker.report(moment.instant).state);
+    let breaker = match breaker {
+        Some(breaker::State::Open) => Some(format!("{name}: breaker open")),
+        Some(breaker::State::HalfOpen) => Some(format!("{name}: breaker half-open")),
+        Some(breaker::State::Closed) | None => None,
+    };
+    let safe_mode = service.lasting.safe_mode.is_on().then(|| format!("{name}: safe mode is on"));
+    let unverified = unverified(service).map(move |side| format!("{name}: certificates of {side} are not verified"));
+    breaker.into_iter().chain(safe_mode).chain(unverified)
+}
+
+/// The clusters whose certificates nobody checks.
+fn unverified(service: &Service) -> impl Iterator<Item = &'static str> + use<> {
+    let clusters = [("old", &service.config.old), ("new", &service.config.new)];
+    let is_unverified = clusters.map(|(side, options)| {
+        let is_unverified = options.protocol == Protocol::Https && !options.verify;
+        is_unverified.then_some(side)
+    });
+    is_unverified.into_iter().flatten()
+}
+
+/// Certificates that end soon, each file once.
+fn ending(configuration: &Configuration, now: Timestamp) -> impl Iterator<Item = String> {
+    let now = now.as_second();
+    let mut ending: Vec<_> = configuration
+        .certificates
+        .iter()
+        .filter(|certificate| certificate.not_after - now < SOON)
+        .map(|certificate| (&certificate.file, certificate.not_after))
+        .collect();
+    ending.sort_unstable();
+    ending.dedup_by_key(|(file, _)| *file);
+    ending.into_iter().map(move |(file, end)| match end - now {
+        left if left < 0 => format!("the certificate in {} has ended", file.display()),
+        left => format!("the certificate in {} ends in {} days", file.display(), left / DAY),
+    })
+}
+
+/// 20 instead of 20.0.
+fn short_number<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if number.fract() == 0.0 { serializer.serialize_i64(*number as i64) } else { serializer.serialize_f64(*number) }
+}

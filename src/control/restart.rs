@@ -1,0 +1,68 @@
+//! Settings that a running process cannot change: they hold as they were at the start until it is started again.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::config::{Config, TlsVersion};
+use crate::tls::pem;
+
+/// The settings as they were at the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    workers: Option<usize>,
+    http: Vec<SocketAddr>,
+    https: Vec<SocketAddr>,
+    admin: SocketAddr,
+    tls: Option<Tls>,
+    max_connections: Option<usize>,
+}
+
+/// What the TLS listeners were made with, beside the certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Tls {
+    min_version: TlsVersion,
+    /// The file and its content: other trust is another listener.
+    client_ca: Option<(PathBuf, Option<Vec<u8>>)>,
+}
+
+impl Fixed {
+    /// Those of a configuration.
+    pub fn of(config: &Config) -> Self {
+        let listen = &config.listen;
+        let tls = || Tls {
+            min_version: listen.tls.min_version,
+            client_ca: listen.tls.client_ca.clone().map(|file| {
+                let content = pem::read(&file).ok();
+                (file, content)
+            }),
+        };
+        Self {
+            workers: config.workers,
+            http: listen.http.clone(),
+            https: listen.https.clone(),
+            admin: listen.admin,
+            tls: (!listen.https.is_empty()).then(tls),
+            max_connections: config.limits.max_connections,
+        }
+    }
+
+    /// The keys that a configuration wants otherwise.
+    pub fn changed(&self, config: &Config) -> Vec<String> {
+        let wanted = Self::of(config);
+        let tls = |differs: fn(&Tls, &Tls) -> bool| match (&self.tls, &wanted.tls) {
+            (Some(mine), Some(wanted)) => differs(mine, wanted),
+            // Other listeners are named already.
+            _ => false,
+        };
+        let keys = [
+            ("workers", self.workers != wanted.workers),
+            ("listen.http", self.http != wanted.http),
+            ("listen.https", self.https != wanted.https),
+            ("listen.admin", self.admin != wanted.admin),
+            ("listen.tls.min_version", tls(|mine, wanted| mine.min_version != wanted.min_version)),
+            ("listen.tls.client_ca", tls(|mine, wanted| mine.client_ca != wanted.client_ca)),
+            ("limits.max_connections", self.max_connections != wanted.max_connections),
+        ];
+        keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
+    }
+}

@@ -1,0 +1,133 @@
+//! What is known about the running configuration and the recent past. Whoever changes something tells it here, and
+//! reports read it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::candidate::Candidate;
+use crate::config::Environment;
+use crate::routing::live::Live;
+use crate::routing::service::Service;
+use crate::routing::snapshot::Snapshot;
+use crate::shutdown::Drain;
+use crate::telemetry::Window;
+use crate::telemetry::process::CertificateExpiry;
+use crate::telemetry::window::Windows;
+
+/// How often the windows take what was counted.
+const TICK: Duration = Duration::from_secs(10);
+
+/// Facts that reports are made of.
+#[derive(Debug)]
+pub struct Status {
+    replica: String,
+    started: Instant,
+    configuration: Mutex<Configuration>,
+    windows: Mutex<HashMap<String, Window>>,
+}
+
+/// The configuration that is served, and what became of the file since.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Configuration {
+    /// The file as it was named.
+    pub file: String,
+    /// SHA-256 of the text that is served.
+    pub hash: String,
+    /// How many configurations have been served, this one included.
+    pub generation: u64,
+    /// Since when it is served.
+    pub loaded_at: Timestamp,
+    /// Why the file as it is now cannot be served.
+    pub last_error: Option<String>,
+    /// Changed keys that wait for a restart.
+    pub restart_needed: Vec<String>,
+    /// What works, but hardly as meant.
+    pub warnings: Vec<String>,
+    /// When the certificates in use end.
+    pub certificates: Vec<CertificateExpiry>,
+}
+
+impl Status {
+    /// The facts at the start. `mount` is a warning about how the file got here.
+    pub fn new(environment: &Environment, first: &Candidate, mount: Option<String>) -> Arc<Self> {
+        let configuration = Configuration {
+            file: first.text().name.clone(),
+            hash: first.text().hash(),
+            generation: 1,
+            loaded_at: Timestamp::now(),
+            last_error: None,
+            restart_needed: Vec::new(),
+            warnings: mount.into_iter().chain(first.warning_lines()).collect(),
+            certificates: Vec::new(),
+        };
+        Arc::new(Self {
+            replica: replica(environment),
+            started: Instant::now(),
+            configuration: Mutex::new(configuration),
+            windows: Mutex::default(),
+        })
+    }
+
+    /// The name of this process among its replicas.
+    pub fn replica(&self) -> &str {
+        &self.replica
+    }
+
+    /// What is known about the configuration.
+    pub fn configuration(&self) -> Configuration {
+        self.lock().clone()
+    }
+
+    /// Changes what is known about the configuration.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Configuration) -> T) -> T {
+        change(&mut self.lock())
+    }
+
+    /// The recent past of a service.
+    pub fn windows(&self, service: &Service) -> Windows {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = windows.entry(service.name().to_owned());
+        window.or_insert_with(|| Window::new(self.now(), &service.meters)).windows(&service.meters)
+    }
+
+    /// Takes what was counted; forgets services that are gone.
+    pub fn tick(&self, snapshot: &Snapshot) {
+        let now = self.now();
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *windows);
+        for service in &snapshot.services {
+            let (name, mut window) = before
+                .remove_entry(service.name())
+                .unwrap_or_else(|| (service.name().to_owned(), Window::new(now, &service.meters)));
+            window.tick(now, &service.meters);
+            windows.insert(name, window);
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Configuration> {
+        self.configuration.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps the windows moving until the drain starts.
+pub async fn tick(status: Arc<Status>, live: Arc<Live>, drain: Drain) {
+    let mut interval = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            () = drain.started() => return,
+            _ = interval.tick() => status.tick(&live.snapshot()),
+        }
+    }
+}
+
+/// The pod's name, which Kubernetes gives to the host.
+fn replica(environment: &Environment) -> String {
+    environment.get("HOSTNAME").filter(|name| !name.is_empty()).cloned().unwrap_or_else(|| "local".to_owned())
+}

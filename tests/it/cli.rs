@@ -1,0 +1,319 @@
+//! The commands, as a person or a script meets them.
+
+use std::time::Duration;
+
+use crate::support::cli::{Scratch, Server, finish, free_port, program, run};
+use crate::support::client::Load;
+use crate::support::setup::{Clusters, Setup};
+use crate::support::{PATIENCE, eventually};
+
+const HOST: &str = "a.old.test";
+
+const FILE: &str = "services:
+  - name: a
+    old_host: a.old.test
+    old_backend: 127.0.0.1:8078
+    new_host: a.new.test
+    new_backend: 127.0.0.1:8443
+    migration: {percentage: 20, sticky: {by: [\"header:X-User-Id\"]}}
+    canary:
+      header_rules: [{header: X-Pin, value: new, target: new_cluster}]
+      ip_rules: [{cidr: 203.0.113.0/24, target: new_cluster}]
+";
+
+#[test]
+fn help_fits_one_screen() {
+    let commands = ["run", "check", "status", "explain", "health", "demo"];
+    let main = run(&["--help"]);
+    for command in commands {
+        assert!(main.expect(0).contains(command), "{command} is listed: {main:#?}");
+    }
+    let pages = commands.iter().map(|command| run(&[command, "--help"])).chain([main, run(&["-h"]), run(&["help"])]);
+
+    for page in pages {
+        let text = page.expect(0);
+        assert!(text.lines().count() <= 40, "{} lines: {text}", text.lines().count());
+        for line in text.lines() {
+            assert!(line.chars().count() <= 100, "{line}");
+        }
+        assert!(!text.contains('\u{1b}'), "no colour on a pipe: {text}");
+    }
+}
+
+#[test]
+fn usage_errors_are_exit_2_and_suggest() {
+    let typo = run(&["chekc", "x.yaml"]);
+    typo.expect(2);
+    assert!(typo.stderr.contains("check"), "{typo:#?}");
+    for arguments in [&["check"][..], &["explain"], &["run", "--nonsense"]] {
+        run(arguments).expect(2);
+    }
+    assert!(run(&["--version"]).expect(0).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn run_without_a_file_says_what_to_do() {
+    if std::path::Path::new("/etc/migration-proxy/migration.yaml").exists() {
+        println!("left out: this machine has a configuration of its own");
+        return;
+    }
+
+    let finished = run(&["run"]);
+
+    finished.expect(3);
+    for word in ["/etc/migration-proxy/migration.yaml", "MIGRATION_PROXY_CONFIG", "-c", "demo"] {
+        assert!(finished.stderr.contains(word), "no {word}: {finished:#?}");
+    }
+}
+
+#[test]
+fn check_says_what_is_good_and_what_is_doubtful() {
+    let file = Scratch::new(FILE.replace("sticky: {by: [\"header:X-User-Id\"]}", "max_step: 50"));
+
+    let finished = file.check(&[]);
+    let text = finished.expect(0);
+    assert!(text.contains("warning") && text.contains("sticky"), "{text}");
+    file.check(&["--strict"]).expect(3);
+    let json = file.check(&["--json"]).json();
+    assert!(
+        json["problems"]
+            .as_array()
+            .is_some_and(|problems| problems.iter().any(|problem| problem["severity"] == "warning")),
+        "{json}"
+    );
+}
+
+#[test]
+fn explain_works_offline() {
+    let file = Scratch::new(FILE);
+    let path = file.path();
+    let explain = |arguments: &[&str]| {
+        let mut command = program();
+        command.args(["explain", "-c"]).arg(&path).args(arguments).arg("--json");
+        finish(command)
+    };
+
+    let pinned = explain(&["--host", "A.old.test:80", "--header", "x-pin: new"]);
+    pinned.expect(0);
+    let pinned = pinned.json();
+    assert_eq!((&pinned["target"], &pinned["reason"]), (&"new".into(), &"header".into()));
+    assert_eq!((&pinned["rule"], &pinned["service"]), (&"canary.header_rules[0]".into(), &"a".into()));
+    assert_eq!(pinned["upstream"], "127.0.0.1:8443");
+
+    let addressed = explain(&["--host", HOST, "--client-ip", "203.0.113.7"]).json();
+    assert_eq!((&addressed["target"], &addressed["reason"]), (&"new".into(), &"ip".into()));
+    let drawn = explain(&["--host", HOST]).json();
+    assert_eq!((&drawn["target"], &drawn["reason"]), (&"draw".into(), &"weight".into()));
+    assert!(drawn["key"].is_null() && drawn["bucket"].is_null(), "{drawn}");
+    let keyed = explain(&["--host", HOST, "--header", "X-User-Id:u1"]).json();
+    assert_eq!((&keyed["reason"], &keyed["key"]), (&"user".into(), &"header:X-User-Id".into()));
+    let names: Vec<&str> =
+        keyed["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect();
+    let order =
+        ["safe_mode", "disabled", "paths", "header", "cookie", "ip", "methods", "percentage", "availability", "mode"];
+    assert_eq!(names, order);
+
+    let unknown = explain(&["--host", "nobody.test"]);
+    unknown.expect(1);
+    assert!(unknown.json()["service"].is_null());
+}
+
+#[test]
+fn status_health_and_explain_speak_to_a_running_proxy() {
+    let clusters = Clusters::new();
+    let server = Server::start(&Setup::new([clusters.service("a").percentage(20)]));
+    let url = server.admin_url();
+    Load::new(server.addresses.http, HOST).run(100).assert_all_ok();
+
+    let table = run(&["status", "--admin", &url]);
+    let table = table.expect(0);
+    assert!(table.contains('a') && table.contains("20"), "{table}");
+    let json = run(&["status", "--admin", &url, "--json"]).json();
+    assert_eq!((&json["ready"], &json["services"][0]["name"]), (&true.into(), &"a".into()));
+    run(&["status", "a", "--admin", &url]).expect(0);
+    run(&["status", "nobody", "--admin", &url]).expect(1);
+    run(&["health", &url]).expect(0);
+    let told = run(&["explain", "--host", HOST, "--admin", &url, "--json"]).json();
+    assert_eq!(told["percentage"].as_f64(), Some(20.0));
+
+    let mut by_environment = program();
+    by_environment.args(["status", "--json"]).env("MIGRATION_PROXY_ADMIN", &url);
+    assert_eq!(finish(by_environment).json()["ready"], true);
+}
+
+#[test]
+fn an_unreachable_admin_port_is_exit_7() {
+    let url = format!("http://127.0.0.1:{}", free_port());
+
+    for arguments in
+        [&["status", "--admin", &url][..], &["health", &url], &["explain", "--host", HOST, "--admin", &url]]
+    {
+        let finished = run(arguments);
+        finished.expect(7);
+        assert!(finished.stderr.contains("127.0.0.1:"), "{finished:#?}");
+    }
+}
+
+#[test]
+fn status_tells_when_something_is_degraded() {
+    let mut clusters = Clusters::new();
+    clusters.new.kill();
+    let service = clusters.service("a").percentage(100).with("fallback: {max_failures: 1}");
+    let server = Server::start(&Setup::new([service]));
+    server.get(HOST, "/");
+    let url = server.admin_url();
+
+    run(&["status", "--admin", &url]).expect(0);
+    run(&["status", "--strict", "--admin", &url]).expect(4);
+    assert_eq!(server.admin("/ready").status, 200, "never because an upstream is down");
+    assert!(server.status()["degraded"].to_string().contains('a'));
+}
+
+#[test]
+fn termination_is_orderly() {
+    let clusters = Clusters::new();
+    let mut server = Server::start(&Setup::new([clusters.service("a")]));
+    let mut client = server.client();
+    client.get(HOST, "/last-words");
+
+    server.signal("TERM");
+
+    assert_eq!(server.exit_code(), Some(0));
+    assert!(client.is_closed_within(PATIENCE));
+    assert!(server.access_lines().iter().any(|line| line.contains("/last-words")), "the access log is complete");
+}
+
+#[test]
+fn the_access_log_moves_to_a_new_file_on_usr1() {
+    let clusters = Clusters::new();
+    let server = Server::start(&Setup::new([clusters.service("a")]));
+    let (log, moved) = (server.directory.join("access.log"), server.directory.join("access.log.1"));
+    let load = Load::new(server.addresses.http, HOST).start();
+    load.more(100);
+
+    std::fs::rename(&log, &moved).unwrap();
+    server.signal("USR1");
+    eventually(PATIENCE, "the log is opened again", || log.exists());
+    load.more(100);
+    let tally = load.stop();
+
+    tally.assert_all_ok();
+    let lines = || {
+        let count = |path| std::fs::read_to_string(path).unwrap_or_default().lines().count() as u64;
+        count(&log) + count(&moved)
+    };
+    eventually(PATIENCE, "every request has its line", || lines() >= tally.total());
+    assert_eq!(lines(), tally.total());
+}
+
+#[test]
+fn access_lines_are_as_documented_and_cannot_be_forged() {
+    let clusters = Clusters::new();
+    let server = Server::start(&Setup::new([clusters.service("a").percentage(100)]));
+    let agent = "q\" status=200 \\ caf\u{e9}\t.";
+    let mut client = server.client();
+    client.send(
+        format!("GET /x%20y?q=1 HTTP/1.1\r\nHost: {HOST}\r\nX-Request-Id: id-1\r\nUser-Agent: {agent}\r\n\r\n")
+            .chars()
+            .map(|letter| letter as u8)
+            .collect::<Vec<u8>>(),
+    );
+    let response = client.response("GET").unwrap();
+
+    let line = server.access_line("/x%20y?q=1");
+    assert_eq!(line.status(), 200);
+    for (field, value) in [
+        ("backend", "new_backend"),
+        ("service", "a"),
+        ("reason", "hundred"),
+        ("bucket", "-"),
+        ("upstream_addr", clusters.new.address().to_string().as_str()),
+        ("upstream_status", "200"),
+        ("tries", "1"),
+        ("request_id", "id-1"),
+        ("host", HOST),
+        ("user_agent", "q\\x22 status=200 \\x5C caf\\xE9\\x09."),
+    ] {
+        assert_eq!(line.field(field), value, "{}", line.0);
+    }
+    assert!(line.0.starts_with("127.0.0.1 - - ["), "{}", line.0);
+    assert!(line.0.contains(&format!("\"GET /x%20y?q=1 HTTP/1.1\" 200 {} ", response.body.len())), "{}", line.0);
+}
+
+#[test]
+fn json_access_lines_are_one_object_each() {
+    let clusters = Clusters::new();
+    let server = Server::start(&Setup::new([clusters.service("a")]).log("access: json").log("format: json"));
+    server.get(HOST, "/x?y");
+
+    eventually(PATIENCE, "a line", || !server.access_lines().is_empty());
+    let line: serde_json::Value = serde_json::from_str(&server.access_lines()[0]).unwrap();
+
+    assert_eq!(
+        (&line["status"], &line["path"], &line["backend"]),
+        (&200.into(), &"/x?y".into(), &"old_backend".into())
+    );
+    assert!(line["bucket"].is_null() && line["request_time"].is_number(), "{line}");
+    for line in server.stderr().lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn control_lines_tell_of_a_reload_and_of_a_refused_file() {
+    let clusters = Clusters::new();
+    let setup = |percentage: u64| Setup::new([clusters.service("a").percentage(percentage)]);
+    let server = Server::start(&setup(10));
+
+    server.file.swap(&server.text(&setup(20)));
+    server.wait_for_line(&[" - migration_proxy - INFO - configuration changed ", "generation=2", "services=1"]);
+    server.file.swap("services: [");
+    server.wait_for_line(&[" - migration_proxy - ERROR - "]);
+}
+
+#[test]
+fn a_private_stranger_with_forwarded_headers_is_warned_of_once() {
+    let clusters = Clusters::new();
+    let server = Server::start(&Setup::new([clusters.service("a")]));
+
+    for _ in 0..3 {
+        server.get_with(HOST, "/", &[("X-Forwarded-For", "203.0.113.1")]);
+    }
+
+    server.wait_for_line(&["WARN", "127.0.0.1", "trusted_proxies"]);
+    let warnings = server.stderr().lines().filter(|line| line.contains("trusted_proxies")).count();
+    assert_eq!(warnings, 1);
+    assert!(server.status().to_string().contains("trusted_proxies"));
+}
+
+#[test]
+fn the_last_good_file_serves_when_the_present_one_is_broken() {
+    let clusters = Clusters::new();
+    let setup = Setup::new([clusters.service("a").percentage(100)]);
+    let mut server = Server::start(&setup);
+    let directory = server.directory.clone();
+    eventually(PATIENCE, "the last good file is kept", || directory.join("state/last-good.yaml").exists());
+    server.signal("TERM");
+    server.exit_code();
+
+    server.file.swap("services: [");
+    server.restart();
+
+    assert_eq!(server.side(HOST, "/", &[]), "new");
+    assert!(!server.status()["degraded"].as_array().unwrap().is_empty());
+    assert_eq!(server.admin("/ready").status, 200);
+    assert_eq!(server.metrics().sum("config_last_reload_successful", &[]), 0.0);
+}
+
+#[test]
+fn demo_works_without_a_terminal_and_ends_on_interrupt() {
+    let mut demo = crate::support::cli::Background::start(&["demo"]);
+
+    demo.wait_for_text("curl", Duration::from_secs(60));
+    demo.signal("INT");
+
+    let text = demo.end();
+    assert!(text.contains("old") && text.contains("new"), "{text}");
+    assert!(text.matches("curl ").count() >= 3, "{text}");
+    assert!(!text.contains("panicked") && !text.contains('\u{1b}'), "{text}");
+}

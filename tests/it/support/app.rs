@@ -1,0 +1,83 @@
+//! The product in this process, on ports of the system.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::path::PathBuf;
+
+use migration_proxy::app::{App, Options, StartError};
+use tempfile::TempDir;
+
+use super::reach::Reach;
+use super::setup::{Addresses, ConfigFile, Ports, Setup};
+
+/// A proxy that serves until it is dropped.
+pub struct Proxy {
+    reach: Reach,
+    /// Its configuration, a ConfigMap volume.
+    pub file: ConfigFile,
+    app: Option<App>,
+    // Behind the app: the app writes into it until its end.
+    directory: TempDir,
+}
+
+fn start(config: PathBuf) -> Result<App, StartError> {
+    App::start(Options { config, environment: BTreeMap::new() })
+}
+
+impl Proxy {
+    /// A proxy with this configuration.
+    #[track_caller]
+    pub fn start(setup: &Setup) -> Self {
+        let directory = TempDir::new().unwrap();
+        let text = setup.text(directory.path(), Ports::ANY);
+        let file = ConfigFile::kubelet(&directory.path().join("config"), &text);
+        Self::over(directory, file, &text)
+    }
+
+    /// The same from an ordinary file instead of a ConfigMap volume.
+    #[track_caller]
+    pub fn start_from_plain_file(setup: &Setup) -> Self {
+        let directory = TempDir::new().unwrap();
+        let text = setup.text(directory.path(), Ports::ANY);
+        let file = ConfigFile::plain(&directory.path().join("config"), &text);
+        Self::over(directory, file, &text)
+    }
+
+    #[track_caller]
+    fn over(directory: TempDir, file: ConfigFile, text: &str) -> Self {
+        let app = start(file.path()).unwrap_or_else(|error| panic!("the proxy does not start: {error}\n{text}"));
+        let addresses = Addresses {
+            http: app.addresses.http[0],
+            https: app.addresses.https.first().copied(),
+            admin: app.addresses.admin,
+        };
+        let reach = Reach { addresses, directory: directory.path().to_owned() };
+        Self { reach, file, app: Some(app), directory }
+    }
+
+    /// The text that `setup` has for this proxy.
+    pub fn text(&self, setup: &Setup) -> String {
+        setup.text(self.directory.path(), Ports::ANY)
+    }
+
+    /// Swaps the configuration and waits until it is served.
+    #[track_caller]
+    pub fn reload(&self, setup: &Setup) {
+        let before = self.generation();
+        self.file.replace(&self.text(setup));
+        self.wait_for_generation_after(before);
+    }
+
+    /// Stops in order; false when open work had to be cut.
+    pub fn shut_down(&mut self) -> bool {
+        self.app.take().is_none_or(App::shutdown)
+    }
+}
+
+impl Deref for Proxy {
+    type Target = Reach;
+
+    fn deref(&self) -> &Reach {
+        &self.reach
+    }
+}

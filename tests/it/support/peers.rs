@@ -1,0 +1,154 @@
+//! Real programs from other hands: nginx as either cluster, curl as the client.
+
+use std::env;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::certs::Identity;
+use super::cli::{Finished, finish, free_port};
+use super::client::Client;
+use super::{PATIENCE, eventually};
+
+/// The program's path when it is installed.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+/// Whether all of these are installed. A missing one is said aloud, and fails the test under `REQUIRE_PEERS=1`.
+#[track_caller]
+pub fn available(programs: &[&str]) -> bool {
+    let missing: Vec<&str> = programs.iter().copied().filter(|program| find(program).is_none()).collect();
+    for program in &missing {
+        println!("left out: {program} is not installed");
+    }
+    let required = env::var_os("REQUIRE_PEERS").is_some_and(|value| value == "1");
+    assert!(missing.is_empty() || !required, "REQUIRE_PEERS=1, but there is no {}", missing.join(", "));
+    missing.is_empty()
+}
+
+/// A real nginx as a backend.
+pub struct Nginx {
+    address: SocketAddr,
+    directory: TempDir,
+    child: Option<Child>,
+}
+
+impl Nginx {
+    /// In clear; answers `side=old host=…`.
+    #[track_caller]
+    pub fn old() -> Self {
+        Self::start(|port, _| {
+            format!(
+                "server {{ listen 127.0.0.1:{port}; location / {{ return 200 \"side=old host=$host\\n\"; }} \
+                 location = /redirect {{ return 302 http://$http_host/there; }} }}"
+            )
+        })
+    }
+
+    /// Behind TLS. A handshake for another name than `host` is refused; a Host that is not the SNI gets 421.
+    #[track_caller]
+    pub fn new(host: &str, identity: &Identity) -> Self {
+        let (cert, key) = (identity.cert.display().to_string(), identity.key.display().to_string());
+        Self::start(move |port, _| {
+            format!(
+                "server {{ listen 127.0.0.1:{port} ssl default_server; server_name _; ssl_reject_handshake on; return 421; }}\n\
+                 server {{ listen 127.0.0.1:{port} ssl; server_name {host};\n\
+                 ssl_certificate {cert}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3;\n\
+                 if ($http_host != $ssl_server_name) {{ return 421; }}\n\
+                 location / {{ return 200 \"side=new host=$host sni=$ssl_server_name\\n\"; }}\n\
+                 location = /redirect {{ return 302 https://{host}/there; }} }}"
+            )
+        })
+    }
+
+    #[track_caller]
+    fn start(servers: impl FnOnce(u16, &Path) -> String) -> Self {
+        let directory = TempDir::new().unwrap();
+        let (here, port) = (directory.path(), free_port());
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("{kind}_temp_path {}/{kind};\n", here.display()))
+            .concat();
+        // One process, so that killing the child kills all of nginx.
+        let text = format!(
+            "daemon off; master_process off; worker_processes 1;\npid {here}/nginx.pid; error_log {here}/error.log;\n\
+             events {{ worker_connections 4096; }}\n\
+             http {{ access_log off; keepalive_requests 100000000; keepalive_timeout 600s;\n{temporary}{servers}\n}}\n",
+            here = here.display(),
+            servers = servers(port, here),
+        );
+        fs::write(here.join("nginx.conf"), text).unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut nginx = Self { address, directory, child: None };
+        nginx.restart();
+        nginx
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Kills it at once.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again on the same port.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.kill();
+        let here = self.directory.path();
+        let child = Command::new(find("nginx").expect("the caller looked for it"))
+            .arg("-p")
+            .arg(here)
+            .arg("-c")
+            .arg(here.join("nginx.conf"))
+            .arg("-e")
+            .arg(here.join("error.log"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let log = || fs::read_to_string(here.join("error.log")).unwrap_or_default();
+        eventually(PATIENCE, "nginx listens", || {
+            let ended = self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some());
+            assert!(!ended, "nginx ended: {}", log());
+            Client::try_plain(self.address, None).is_ok()
+        });
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// curl with these arguments, silent, without a proxy or a configuration file of its own.
+#[track_caller]
+pub fn curl(arguments: &[&str]) -> Finished {
+    let mut command = Command::new(find("curl").expect("the caller looked for it"));
+    command.args(["-q", "--silent", "--show-error", "--noproxy", "*", "--max-time", "20"]).args(arguments);
+    finish(command)
+}
+
+/// h2load with these arguments.
+#[track_caller]
+pub fn h2load(arguments: &[&str]) -> Finished {
+    let mut command = Command::new(find("h2load").expect("the caller looked for it"));
+    command.args(arguments);
+    finish(command)
+}
