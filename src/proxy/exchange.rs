@@ -224,11 +224,7 @@ impl Exchange {
         let target = self.target.as_ref().map_or("*", PathAndQuery::as_str);
         let line = Line {
             client: self.client,
-            request: RequestText::Parsed {
-                method: self.method.as_str(),
-                path_and_query: target,
-                version: self.version,
-            },
+            request: RequestText::Parsed { method: self.method.as_str(), path_and_query: target, version: self.version },
             status: self.status,
             bytes: self.sent,
             tries: &self.tries,

@@ -16,10 +16,10 @@ use crate::config::{Cluster, FailureKind, Protocol};
 use crate::routing::decide::Decision;
 use crate::routing::service::Service;
 use crate::telemetry::labels::{FallbackCause, Outcome, Reason};
+use crate::upstream::{Admission, Settled};
 use crate::upstream::body::{OutBody, Progress};
 use crate::upstream::breaker::Verdict;
 use crate::upstream::pool::{Demand, Lease};
-use crate::upstream::{Admission, Settled};
 
 /// A request that may not be repeated takes a connection that was used this recently, or a new one: the race with a
 /// backend that closes idle connections is then all but impossible.

@@ -278,8 +278,7 @@ impl Found {
     ) -> Response<Incoming> {
         let service = &self.service;
         let (mut head, body) = response.into_parts();
-        let dropped =
-            headers::to_downstream(&mut head, &service.headers, cluster, sender, &self.id, exchange.version());
+        let dropped = headers::to_downstream(&mut head, &service.headers, cluster, sender, &self.id, exchange.version());
         for _ in 0..dropped {
             service.meters.cookie_domain_dropped();
         }

@@ -107,8 +107,7 @@ impl Target {
         identity: Option<Arc<Identity>>,
         timeout: Duration,
     ) -> Self {
-        let backend =
-            |authority: &Authority| Backend { authority: authority.clone(), name: Name::new(authority.host()) };
+        let backend = |authority: &Authority| Backend { authority: authority.clone(), name: Name::new(authority.host()) };
         Self {
             cluster,
             protocol,

@@ -250,10 +250,7 @@ impl Pool {
             .max_header_size(self.bounds.response_head)
             .handshake(TokioIo::new(connected.stream))
             .await?;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "owned by the pool; ends when its sender is dropped or the peer closes"
-        )]
+        #[expect(clippy::disallowed_methods, reason = "owned by the pool; ends when its sender is dropped or the peer closes")]
         tokio::spawn(async move {
             // The request that was under way hears of the error; there is nobody else to tell.
             let _ = connection.with_upgrades().await;
@@ -274,10 +271,7 @@ impl Pool {
             .await?;
         let allowed = Arc::new(AtomicUsize::new(STREAMS));
         let writer = allowed.clone();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "owned by the pool; ends when its senders are dropped or the peer closes"
-        )]
+        #[expect(clippy::disallowed_methods, reason = "owned by the pool; ends when its senders are dropped or the peer closes")]
         tokio::spawn(std::future::poll_fn(move |cx| {
             let ended = Pin::new(&mut connection).poll(cx).map(|_| ());
             writer.store(connection.current_max_send_streams(), Ordering::Relaxed);
