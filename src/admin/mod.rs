@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -59,6 +60,14 @@ pub struct AdminState {
     pub suspicion: Arc<Suspicion>,
     /// Whether every data worker still runs.
     pub is_alive: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// `/ready`: only what is missing decides it; the rest is for people who look.
+#[derive(Serialize)]
+struct ReadyReport {
+    ready: bool,
+    degraded: bool,
+    missing: Vec<&'static str>,
 }
 
 /// Serves until the drain starts. The drain is that of this port: it begins after that of the data ports has ended, so
@@ -143,10 +152,10 @@ fn health(state: &AdminState, _: &Request<Incoming>) -> Response<Body> {
 
 fn ready(state: &AdminState, _: &Request<Incoming>) -> Response<Body> {
     let missing = state.readiness.missing();
-    let is_ready = missing.is_empty();
-    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let is_degraded = !state.reporter().degraded().is_empty();
-    answer::json(status, &json!({"ready": is_ready, "degraded": is_degraded, "missing": missing}))
+    let degraded = !state.reporter().degraded().is_empty();
+    let report = ReadyReport { ready: missing.is_empty(), degraded, missing };
+    let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    answer::json(status, &report)
 }
 
 fn metrics(state: &AdminState, _: &Request<Incoming>) -> Response<Body> {
@@ -157,5 +166,159 @@ impl AdminState {
     fn reporter(&self) -> Reporter<'_> {
         let Self { live, status, readiness, suspicion, .. } = self;
         Reporter { live, status, readiness, suspicion }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use serde_json::Value;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::control::testing::{Bench, TEXT};
+    use crate::net::listener::Bound;
+    use crate::shutdown;
+
+    /// A served admin port. Nothing is left of it when the test's runtime ends.
+    struct Port {
+        address: SocketAddr,
+        readiness: Readiness,
+        is_alive: Arc<AtomicBool>,
+        trigger: shutdown::Trigger,
+        bench: Bench,
+    }
+
+    impl Port {
+        fn open() -> Self {
+            let bench = Bench::start(TEXT);
+            let listener = Bound::bind("127.0.0.1:0".parse().unwrap()).unwrap().into_listener().unwrap();
+            let address = listener.address();
+            let is_alive = Arc::new(AtomicBool::new(true));
+            let heart = is_alive.clone();
+            let state = AdminState {
+                live: bench.live.clone(),
+                status: bench.status.clone(),
+                telemetry: bench.telemetry.clone(),
+                readiness: bench.readiness.clone(),
+                suspicion: bench.suspicion.clone(),
+                is_alive: Box::new(move || heart.load(Ordering::Relaxed)),
+            };
+            let (trigger, drain) = shutdown::channel();
+            tokio::runtime::Handle::current().spawn(serve(listener, Arc::new(state), drain));
+            Self { address, readiness: bench.readiness.clone(), is_alive, trigger, bench }
+        }
+
+        /// Status line, head and body.
+        async fn ask(&self, method: &str, target: &str) -> (u16, String, String) {
+            let mut socket = TcpStream::connect(self.address).await.unwrap();
+            let request = format!("{method} {target} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
+            socket.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).await.unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").expect("a whole head");
+            (head[9..12].parse().unwrap(), head.to_owned(), body.to_owned())
+        }
+
+        async fn json(&self, target: &str) -> (u16, Value) {
+            let (status, head, body) = self.ask("GET", target).await;
+            assert!(head.contains("content-type: application/json"), "{head}");
+            (status, serde_json::from_str(&body).unwrap())
+        }
+    }
+
+    #[tokio::test]
+    async fn health_is_that_of_the_process_and_readiness_that_of_its_parts() {
+        let port = Port::open();
+        assert_eq!(port.json("/health").await.0, 200);
+        assert_eq!(port.json("/ready").await, (200, json!({"ready": true, "degraded": false, "missing": []})));
+
+        port.is_alive.store(false, Ordering::Relaxed);
+        port.readiness.close();
+
+        assert_eq!(port.json("/health").await.0, 503);
+        let (status, body) = port.json("/ready").await;
+        assert_eq!((status, &body["missing"]), (503, &json!(["draining"])));
+    }
+
+    #[tokio::test]
+    async fn a_dead_cluster_and_a_wrong_file_degrade_but_leave_it_ready() {
+        let mut port = Port::open();
+        port.bench.reload("services: [");
+
+        let (status, body) = port.json("/ready").await;
+
+        assert_eq!((status, &body["ready"], &body["degraded"]), (200, &json!(true), &json!(true)));
+    }
+
+    #[tokio::test]
+    async fn metrics_are_the_text_format_and_a_head_has_no_body() {
+        let port = Port::open();
+
+        let (status, head, body) = port.ask("GET", "/metrics").await;
+        assert_eq!(status, 200);
+        assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+        assert!(head.contains("cache-control: no-store"), "{head}");
+        for sample in
+            [r#"traffic_percentage{service="a"} 20"#, "config_generation 1", r#"connections{listener="admin"} 1"#]
+        {
+            assert!(body.contains(&format!("\nmigration_proxy_{sample}\n")), "{sample} in {body}");
+        }
+        let (status, _, body) = port.ask("HEAD", "/metrics").await;
+        assert_eq!((status, body.as_str()), (200, ""));
+    }
+
+    #[tokio::test]
+    async fn status_lists_the_services() {
+        let port = Port::open();
+
+        let (status, report) = port.json("/status?percentage=100").await;
+
+        assert_eq!((status, &report["services"][0]["percentage"]["effective"]), (200, &json!(20)));
+    }
+
+    #[tokio::test]
+    async fn an_explanation_is_that_of_a_request_now() {
+        let port = Port::open();
+        let (status, answer) = port.json("/api/v1/explain?host=B.x.example&client_ip=10.0.0.1").await;
+        assert_eq!((status, &answer["service"]), (404, &Value::Null));
+
+        let (status, answer) = port.json("/api/v1/explain?host=x.b.example:8000&path=/a%3Fb&header=X-U:1").await;
+        assert_eq!((status, &answer["service"], &answer["target"]), (200, &json!("b"), &json!("old")));
+        assert_eq!((&answer["reason"], &answer["upstream"]), (&json!("zero"), &json!("127.0.0.1:1")));
+
+        let (status, answer) = port.json("/api/v1/explain").await;
+        assert!(status == 422 && answer["error"].is_string(), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn nothing_else_is_there_and_nothing_can_be_written() {
+        let port = Port::open();
+
+        for target in ["/", "/update?service=a&percent=100", "/status/", "/api/v1", "http://a.old.example/x"] {
+            assert_eq!(port.json(target).await.0, 404, "{target}");
+        }
+        for path in ["/health", "/ready", "/metrics", "/status", "/api/v1/explain"] {
+            let (status, head, _) = port.ask("POST", path).await;
+            assert!(status == 405 && head.contains("allow: GET, HEAD"), "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn it_answers_until_its_own_drain() {
+        let port = Port::open();
+        port.ask("GET", "/ready").await;
+
+        port.trigger.drain(Duration::ZERO).await;
+
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while TcpStream::connect(port.address).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the listener closes");
     }
 }

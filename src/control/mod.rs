@@ -8,4 +8,6 @@ pub mod reload;
 pub mod report;
 pub mod restart;
 pub mod status;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod watch;

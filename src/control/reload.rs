@@ -93,7 +93,7 @@ impl Reloader {
         process.started(true, SystemTime::now());
         let configuration = parts.status.configuration();
         process.configuration(configuration.generation, &configuration.hash);
-        log_warnings(&configuration.warnings);
+        log_warnings(configuration.warnings.iter());
         let fixed = Fixed::of(first.config());
         let reloader = Self { parts, fixed, served: first, files_failed: false, requested: Arc::default() };
         reloader.show_certificates();
@@ -179,7 +179,7 @@ impl Reloader {
         let changes = snapshot.take_over();
         status.tick(&snapshot);
         self.show_certificates();
-        self.show_restart_needed(self.fixed.changed(config));
+        self.show_restart_needed(&self.fixed.changed(config));
         changes
     }
 
@@ -203,19 +203,22 @@ impl Reloader {
         }
         let warnings: Vec<String> = mounts::warning(path).into_iter().chain(candidate.warning_lines()).collect();
         let hash = candidate.text().hash();
-        let (before, generation) = status.update(|configuration| {
+        let before = status.update(|configuration| {
+            let before = configuration.clone();
             configuration.generation += 1;
             configuration.loaded_at = Timestamp::now();
             configuration.last_error = None;
             configuration.warnings.clone_from(&warnings);
-            (std::mem::replace(&mut configuration.hash, hash.clone()), configuration.generation)
+            configuration.hash.clone_from(&hash);
+            before
         });
-        audit(telemetry, Kind::Config, None, Value::Text(short(&before)), Value::Text(short(&hash)));
+        let generation = before.generation + 1;
+        audit(telemetry, Kind::Config, None, Value::Text(short(&before.hash)), Value::Text(short(&hash)));
         telemetry.process.configuration(generation, &hash);
         telemetry.process.reloaded(ReloadResult::Applied, SystemTime::now());
         let services = candidate.config().services.len();
         tracing::info!(generation, services, "configuration changed");
-        log_warnings(&warnings);
+        log_warnings(warnings.iter().filter(|warning| !before.warnings.contains(warning)));
     }
 
     /// The file is what is served already, whatever it was in between.
@@ -286,10 +289,10 @@ impl Reloader {
         status.update(|configuration| configuration.certificates = ends);
     }
 
-    fn show_restart_needed(&self, keys: Vec<String>) {
+    fn show_restart_needed(&self, keys: &[String]) {
         let Parts { telemetry, status, .. } = &self.parts;
         telemetry.process.restart_needed(!keys.is_empty());
-        let before = status.update(|configuration| std::mem::replace(&mut configuration.restart_needed, keys.clone()));
+        let before = status.update(|configuration| std::mem::replace(&mut configuration.restart_needed, keys.to_vec()));
         if !keys.is_empty() && keys != before {
             tracing::warn!(keys = keys.join(", "), "changed keys wait for a restart");
         }
@@ -312,12 +315,13 @@ fn short(hash: &str) -> &str {
     hash.get(..SHORT_HASH).unwrap_or(hash)
 }
 
-/// Says each warning of a file once.
-fn log_warnings(warnings: &[String]) {
-    for warning in warnings.iter().take(MOST_PROBLEMS) {
+/// Says each warning of a file; of very many only the first ones.
+fn log_warnings<'a>(mut warnings: impl Iterator<Item = &'a String>) {
+    for warning in warnings.by_ref().take(MOST_PROBLEMS) {
         tracing::warn!(warning, "configuration");
     }
-    if let Some(more) = warnings.len().checked_sub(MOST_PROBLEMS).filter(|more| *more > 0) {
+    let more = warnings.count();
+    if more > 0 {
         tracing::warn!(more, "more warnings about the configuration: see check");
     }
 }
@@ -327,4 +331,224 @@ fn listed(error: &ConfigError) -> (usize, String) {
     let errors: Vec<&Problem> = error.problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
     let lines: Vec<String> = errors.iter().take(MOST_PROBLEMS).map(|problem| one_line(problem)).collect();
     (errors.len(), lines.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::control::testing::{Bench, TEXT};
+    use crate::shutdown;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn share(bench: &Bench, service: &str) -> f64 {
+        bench.live.snapshot().service(service).unwrap().lasting.weight.effective().as_f64()
+    }
+
+    /// Writes a pair for this name that ends on the first day of `year`; without a key the old one stays.
+    fn write_pair(directory: &TempDir, name: &str, year: i32, with_key: bool) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let certificate = params.self_signed(&key).unwrap();
+        fs::write(directory.path().join("tls.crt"), certificate.pem()).unwrap();
+        if with_key {
+            fs::write(directory.path().join("tls.key"), key.serialize_pem()).unwrap();
+        }
+    }
+
+    fn with_tls() -> (TempDir, String) {
+        let directory = TempDir::new().unwrap();
+        write_pair(&directory, "a.old.example", 2090, true);
+        let listen = "https: ['127.0.0.1:0'], tls: {certificates: [{cert: DIR/tls.crt, key: DIR/tls.key}]}, http:";
+        (directory, TEXT.replace("http:", listen))
+    }
+
+    /// The year in which the listener's certificate ends, as metrics show it.
+    fn year(bench: &Bench) -> i64 {
+        let end = bench.status.configuration().certificates[0].not_after;
+        assert_eq!(bench.certificates.current().all()[0].not_after, end);
+        1970 + end / (365 * 86_400)
+    }
+
+    #[tokio::test]
+    async fn another_text_is_served_counted_and_audited() {
+        let mut bench = Bench::start(TEXT);
+
+        let outcome = bench.reload(&TEXT.replace("percentage: 20", "percentage: 50"));
+
+        assert_eq!(outcome, Outcome::Applied);
+        assert_eq!(share(&bench, "a"), 50.0);
+        assert_eq!(bench.status.configuration().generation, 2);
+        let audit = fs::read_to_string(bench.path("audit.log")).unwrap();
+        let lines: Vec<&str> = audit.lines().collect();
+        assert!(lines[0].contains(r#"AUDIT - percentage service="a" from=20 to=50 by="file""#), "{audit}");
+        assert!(lines[1].contains("AUDIT - config from=") && lines.len() == 2, "{audit}");
+        let metrics = bench.telemetry.process.render();
+        assert!(metrics.contains("config_generation 2\n") && metrics.contains(r#"{result="applied"} 1"#), "{metrics}");
+    }
+
+    #[tokio::test]
+    async fn an_equal_text_changes_nothing_but_a_counter() {
+        let mut bench = Bench::start(TEXT);
+        let before = bench.live.snapshot();
+
+        assert_eq!(bench.reload(TEXT), Outcome::Unchanged);
+
+        assert!(Arc::ptr_eq(&before, &bench.live.snapshot()));
+        assert_eq!(bench.status.configuration().generation, 1);
+        assert!(bench.telemetry.process.render().contains(r#"{result="unchanged"} 1"#));
+    }
+
+    #[tokio::test]
+    async fn a_wrong_text_changes_nothing_but_status_and_metric() {
+        let mut bench = Bench::start(TEXT);
+        let before = bench.live.snapshot();
+
+        for wrong in ["", "services: [", &TEXT.replace("percentage: 20", "percentage: 500")] {
+            assert_eq!(bench.reload(wrong), Outcome::Rejected, "{wrong}");
+            assert!(Arc::ptr_eq(&before, &bench.live.snapshot()));
+            assert!(bench.status.configuration().last_error.is_some(), "{wrong}");
+            assert!(bench.telemetry.process.render().contains("config_last_reload_successful 0"));
+        }
+
+        assert_eq!(bench.reload(TEXT), Outcome::Unchanged);
+        assert_eq!(bench.status.configuration().last_error, None);
+        assert!(bench.telemetry.process.render().contains("config_last_reload_successful 1"));
+    }
+
+    #[tokio::test]
+    async fn every_file_that_cannot_be_used_is_reported_and_waited_for() {
+        let mut bench = Bench::start(TEXT);
+        let new = "new: {ca_file: DIR/ca.crt, client_cert: DIR/c.crt, client_key: DIR/c.key}";
+        let text = TEXT.replace("    mode:", &format!("    {new}\n    mode:"));
+
+        assert_eq!(bench.reload(&text), Outcome::Rejected);
+        let error = bench.status.configuration().last_error.unwrap();
+        assert!(error.contains("services[1].new.ca_file") && error.contains("ca.crt"), "{error}");
+
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(["c".to_owned()]).unwrap().self_signed(&key).unwrap();
+        fs::write(bench.path("c.crt"), certificate.pem()).unwrap();
+        fs::write(bench.path("c.key"), key.serialize_pem()).unwrap();
+        fs::write(bench.path("ca.crt"), certificate.pem()).unwrap();
+        while generation(&bench) < 2 {
+            let changed = tokio::time::timeout(DEADLINE, bench.watch.changed()).await.expect("the files are watched");
+            bench.reloader.reload(&changed, &mut bench.watch);
+        }
+        let ends = bench.status.configuration().certificates;
+        assert_eq!((ends.len(), ends[0].service.as_deref()), (1, Some("b")));
+    }
+
+    fn generation(bench: &Bench) -> u64 {
+        bench.status.configuration().generation
+    }
+
+    #[tokio::test]
+    async fn a_renewed_certificate_is_shown_and_a_broken_pair_is_not() {
+        let (directory, text) = with_tls();
+        let mut bench = Bench::over(directory, &text).unwrap();
+        let files = [bench.path("tls.crt")];
+        assert_eq!(year(&bench), 2090);
+
+        write_pair(&bench.directory, "a.old.example", 2091, false);
+        assert_eq!(bench.reloader.reload(&files, &mut bench.watch), Outcome::Rejected);
+        assert_eq!(year(&bench), 2090);
+        assert!(bench.status.configuration().last_error.unwrap().contains("is not the key"));
+        assert_eq!(bench.reload(&text), Outcome::Rejected, "the file itself is fine, its certificate is not");
+
+        write_pair(&bench.directory, "a.old.example", 2092, true);
+        assert_eq!(bench.reloader.reload(&files, &mut bench.watch), Outcome::Applied);
+        assert_eq!(year(&bench), 2092);
+        let configuration = bench.status.configuration();
+        assert_eq!((configuration.generation, configuration.last_error), (1, None));
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_renewed_also_while_the_file_is_wrong() {
+        let (directory, text) = with_tls();
+        let mut bench = Bench::over(directory, &text).unwrap();
+        let files = [bench.path("tls.key")];
+        assert_eq!(bench.reload("services: ["), Outcome::Rejected);
+
+        write_pair(&bench.directory, "a.old.example", 2091, true);
+        assert_eq!(bench.reloader.reload(&files, &mut bench.watch), Outcome::Rejected);
+
+        assert_eq!(year(&bench), 2091);
+        assert!(bench.status.configuration().last_error.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_needs_a_restart_is_named_until_the_file_goes_back() {
+        let mut bench = Bench::start(TEXT);
+        let text = TEXT.replace("http: ['127.0.0.1:0']", "http: ['127.0.0.1:8001']") + "workers: 3\n";
+
+        assert_eq!(bench.reload(&text), Outcome::Applied);
+        assert_eq!(bench.status.configuration().restart_needed, ["workers", "listen.http"]);
+        assert!(bench.telemetry.process.render().contains("config_restart_needed 1"));
+
+        assert_eq!(bench.reload(TEXT), Outcome::Applied);
+        assert!(bench.status.configuration().restart_needed.is_empty());
+        assert!(bench.telemetry.process.render().contains("config_restart_needed 0"));
+    }
+
+    #[tokio::test]
+    async fn logs_that_cannot_be_opened_are_a_mistake_of_the_file() {
+        let mut bench = Bench::start(TEXT);
+
+        assert_eq!(bench.reload(&TEXT.replace("DIR/audit.log", "DIR/none/audit.log")), Outcome::Rejected);
+
+        let error = bench.status.configuration().last_error.unwrap();
+        assert!(error.contains("log.audit_path: open "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn pools_and_breakers_of_other_services_survive() {
+        let mut bench = Bench::start(TEXT);
+        let before = bench.live.snapshot();
+
+        bench.reload(&TEXT.replace("b.new.example", "c.new.example"));
+
+        let after = bench.live.snapshot();
+        let same = |name: &str| {
+            let [before, after] = [&before, &after].map(|snapshot| snapshot.service(name).unwrap().clone());
+            let breakers = before.new.breaker.as_ref().zip(after.new.breaker.as_ref());
+            let is_same_breaker = breakers.is_some_and(|(before, after)| Arc::ptr_eq(before, after));
+            Arc::ptr_eq(&before.new.pool, &after.new.pool) && is_same_breaker
+        };
+        assert!(same("a") && !same("b"));
+    }
+
+    #[tokio::test]
+    async fn running_it_follows_the_file_and_ends_with_the_drain() {
+        let bench = Bench::start(TEXT);
+        let (trigger, drain) = shutdown::channel();
+        let (live, status, handle) = (bench.live.clone(), bench.status.clone(), bench.reloader.handle());
+        let path = bench.path("migration.yaml");
+        let text = fs::read_to_string(&path).unwrap().replace("percentage: 20", "percentage: 70");
+        let generation = || status.configuration().generation;
+        let work = async {
+            fs::write(&path, text).unwrap();
+            while generation() < 2 {
+                tokio::task::yield_now().await;
+            }
+            let before = live.snapshot();
+            handle.reload_now();
+            while Arc::ptr_eq(&before, &live.snapshot()) {
+                tokio::task::yield_now().await;
+            }
+            trigger.drain(Duration::ZERO).await;
+        };
+
+        let both = async { tokio::join!(bench.reloader.run(bench.watch, drain), work) };
+        tokio::time::timeout(DEADLINE, both).await.expect("the reloader follows and ends");
+
+        assert_eq!(generation(), 2);
+    }
 }

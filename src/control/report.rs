@@ -327,3 +327,120 @@ fn ending(configuration: &Configuration, now: Timestamp) -> impl Iterator<Item =
 fn short_number<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if number.fract() == 0.0 { serializer.serialize_i64(*number as i64) } else { serializer.serialize_f64(*number) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::{HeaderMap, HeaderValue};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::control::reload::Outcome;
+    use crate::control::testing::{Bench, TEXT};
+    use crate::upstream::breaker::Verdict;
+
+    fn reporter(bench: &Bench) -> Reporter<'_> {
+        let Bench { live, status, readiness, suspicion, .. } = bench;
+        Reporter { live, status, readiness, suspicion }
+    }
+
+    #[tokio::test]
+    async fn a_healthy_proxy_reports_every_field_of_the_contract() {
+        let bench = Bench::start(TEXT);
+
+        let report = reporter(&bench).report();
+
+        let json: Value = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["degraded"], serde_json::json!([]));
+        assert_eq!(json["ready"], true);
+        assert_eq!(json["config"]["generation"], 1);
+        assert_eq!(json["config"]["last_error"], Value::Null);
+        assert_eq!(json["config"]["hash"].as_str().unwrap().len(), 64);
+        assert!(json["config"]["loaded_at"].as_str().unwrap().parse::<Timestamp>().is_ok());
+        let [a, b] = [&json["services"][0], &json["services"][1]];
+        assert_eq!(a["percentage"].to_string(), r#"{"confirm_by":null,"declared":20,"effective":20}"#);
+        assert_eq!(b["old_host"], serde_json::json!(["b.old.example", "*.b.example"]));
+        assert_eq!((&a["mode"], &b["mode"]), (&"proxy".into(), &"redirect".into()));
+        assert_eq!(a["breaker"]["state"], "closed");
+        assert!(a["breaker"]["since"].is_string() && a["breaker"]["retry_at"].is_null());
+        assert_eq!(a["health"], serde_json::json!({"old": "unknown", "new": "unknown"}));
+        for window in ["1m", "5m", "60m"] {
+            assert_eq!(a["windows"][window]["new"]["requests"], 0);
+        }
+        assert_eq!(serde_json::from_value::<StatusReport>(json).unwrap(), report);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_as_it_should_be_is_named() {
+        let off = "new: {verify: off}";
+        let text = TEXT.replace("    mode:", &format!("    {off}\n    safe_mode: on\n    mode:"));
+        let mut bench = Bench::start(&text);
+        let headers = HeaderMap::from_iter([(
+            http::HeaderName::from_static("x-forwarded-for"),
+            HeaderValue::from_static("203.0.113.7"),
+        )]);
+        bench.suspicion.note("10.1.2.3".parse().unwrap(), &headers);
+        let service = bench.live.snapshot().service("a").unwrap().clone();
+        for _ in 0..service.config.fallback.max_failures {
+            service.new.admit(Instant::now()).expect("the breaker is closed").settle(Verdict::Failure);
+        }
+
+        assert_eq!(
+            reporter(&bench).degraded(),
+            [
+                "a: breaker open",
+                "b: safe mode is on",
+                "b: certificates of new are not verified",
+                "10.1.2.3 sends X-Forwarded-* and is not believed: add \"10.1.2.3/32\" to listen.trusted_proxies",
+            ]
+        );
+        let report = reporter(&bench).report();
+        assert!(report.services[0].breaker.retry_at.is_some());
+        let (_, gauges) = gauges(&bench.live.snapshot())[1].clone();
+        assert!(gauges.safe_mode && gauges.verify_off);
+
+        assert_eq!(bench.reload("services: ["), Outcome::Rejected);
+        let degraded = reporter(&bench).degraded();
+        assert!(degraded[0].starts_with("configuration rejected: "), "{degraded:?}");
+        let trusted = text.replace("listen: {", "listen: {trusted_proxies: [10.0.0.0/8], ");
+        assert_eq!(bench.reload(&trusted), Outcome::Applied);
+        assert!(reporter(&bench).report().untrusted_forwarders.is_empty());
+    }
+
+    #[tokio::test]
+    async fn certificates_are_named_before_and_after_their_end() {
+        use crate::telemetry::labels::CertificateSide;
+        use crate::telemetry::process::CertificateExpiry;
+        let bench = Bench::start(TEXT);
+        let now = Timestamp::now().as_second();
+        let certificate = |file: &str, left: i64, service: Option<&str>| CertificateExpiry {
+            side: CertificateSide::Client,
+            service: service.map(str::to_owned),
+            file: file.into(),
+            not_after: now + left,
+        };
+        bench.status.update(|configuration| {
+            configuration.certificates = vec![
+                certificate("/soon", 3 * DAY + 60, Some("a")),
+                certificate("/later", 15 * DAY, None),
+                certificate("/over", -1, None),
+                certificate("/soon", 3 * DAY + 60, Some("b")),
+            ];
+        });
+
+        assert_eq!(
+            reporter(&bench).degraded(),
+            ["the certificate in /over has ended", "the certificate in /soon ends in 3 days"]
+        );
+    }
+
+    #[test]
+    fn steady_times_are_told_as_times_of_day() {
+        let moment = Moment { instant: Instant::now(), time: Timestamp::from_second(1_704_110_400).unwrap() };
+
+        let (minute, now) = (Duration::from_secs(60), moment.instant);
+        assert_eq!(moment.time_of(now + minute).unwrap(), "2024-01-01T12:01:00Z");
+        assert_eq!(moment.time_of(now - minute).unwrap(), "2024-01-01T11:59:00Z");
+    }
+}

@@ -283,9 +283,9 @@ mod tests {
 
         for mut watch in [by_events(&file), by_polls(&file)] {
             swap(folder.path(), "v2", "b");
-            assert_eq!(changed(&mut watch).await, [file.clone()]);
+            assert_eq!(changed(&mut watch).await, [file.as_path()]);
             swap(folder.path(), "v1", "b");
-            assert_eq!(changed(&mut watch).await, [file.clone()]);
+            assert_eq!(changed(&mut watch).await, [file.as_path()]);
         }
     }
 
@@ -299,13 +299,13 @@ mod tests {
         for mut watch in [by_events(&file), by_polls(&file)] {
             fs::write(&other, "renamed").unwrap();
             fs::rename(&other, &file).unwrap();
-            assert_eq!(changed(&mut watch).await, [file.clone()]);
+            assert_eq!(changed(&mut watch).await, [file.as_path()]);
             fs::write(&file, "in place").unwrap();
-            assert_eq!(changed(&mut watch).await, [file.clone()]);
+            assert_eq!(changed(&mut watch).await, [file.as_path()]);
             fs::remove_file(&file).unwrap();
-            assert_eq!(changed(&mut watch).await, [file.clone()]);
+            assert_eq!(changed(&mut watch).await, [file.as_path()]);
             fs::write(&file, "made again").unwrap();
-            assert_eq!(changed(&mut watch).await, [file.clone()]);
+            assert_eq!(changed(&mut watch).await, [file.as_path()]);
         }
     }
 
@@ -319,14 +319,14 @@ mod tests {
         let mut watch = by_events(&file);
 
         fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(changed(&mut watch).await, [file.clone()]);
+        assert_eq!(changed(&mut watch).await, [file.as_path()]);
         fs::create_dir(&folder).unwrap();
         fs::write(&file, "b").unwrap();
         watch.configure(&settings(true, SHORTEST_POLL));
-        assert_eq!(changed(&mut watch).await, [file.clone()]);
+        assert_eq!(changed(&mut watch).await, [file.as_path()]);
         watch.configure(&settings(true, Duration::from_secs(3600)));
         fs::write(&file, "c").unwrap();
-        assert_eq!(changed(&mut watch).await, [file.clone()]);
+        assert_eq!(changed(&mut watch).await, [file.as_path()]);
     }
 
     #[tokio::test]
@@ -343,7 +343,7 @@ mod tests {
         fs::copy(&cert, folder.path().join("other")).unwrap();
         fs::rename(folder.path().join("other"), &cert).unwrap();
         fs::write(&key, "k").unwrap();
-        assert_eq!(changed(&mut watch).await, [key.clone()]);
+        assert_eq!(changed(&mut watch).await, [key.as_path()]);
 
         watch.set_files([cert.clone()]);
         fs::write(&key, "no more").unwrap();

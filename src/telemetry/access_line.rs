@@ -110,14 +110,9 @@ pub fn push_nginx(out: &mut Vec<u8>, time: &str, line: &Line<'_>) {
 }
 
 fn push_nginx_upstream(out: &mut Vec<u8>, line: &Line<'_>) {
-    match line.backend() {
-        Some(backend) => {
-            out.extend_from_slice(b" backend=\"");
-            out.extend_from_slice(backend.as_bytes());
-            out.push(b'"');
-        }
-        None => out.extend_from_slice(b" backend=-"),
-    }
+    out.extend_from_slice(b" backend=\"");
+    out.extend_from_slice(line.backend().unwrap_or("-").as_bytes());
+    out.push(b'"');
     out.extend_from_slice(b" upstream_response_time=");
     push_list(out, line.tries, |out, one| text::push_seconds(out, one.duration));
     out.extend_from_slice(b" request_time=");
@@ -358,7 +353,7 @@ mod tests {
         };
         assert_eq!(
             nginx(&own),
-            "192.168.1.1 - - [01/Jan/2024:12:00:00 +0000] \"-\" 400 0 backend=- upstream_response_time=- \
+            "192.168.1.1 - - [01/Jan/2024:12:00:00 +0000] \"-\" 400 0 backend=\"-\" upstream_response_time=- \
              request_time=0.000 service=\"-\" reason=\"-\" bucket=- upstream_addr=\"-\" upstream_status=- tries=0 \
              request_id=\"-\" host=\"-\" user_agent=\"-\"\n"
         );

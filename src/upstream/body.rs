@@ -152,6 +152,7 @@ impl Upload {
             Err(mut frame) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     clean_trailers(trailers);
+                    self.progress.end(COMPLETE);
                 }
                 return Ok(frame);
             }
