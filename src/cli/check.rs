@@ -1,7 +1,7 @@
 //! Validates a file as a start would, without binding anything: the text, and every certificate, key and trust root
 //! that it names. What only makes a start useless, such as a certificate that is over, is a warning.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -62,7 +62,7 @@ struct Report {
 }
 
 impl Report {
-    fn of(file: &PathBuf, environment: &Environment) -> Self {
+    fn of(file: &Path, environment: &Environment) -> Self {
         let parsed = source::read(file).and_then(|text| Ok((config::parse(&text, environment)?, text)));
         let (Parsed { config, warnings, places }, text) = match parsed {
             Ok(parsed) => parsed,
