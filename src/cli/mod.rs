@@ -7,7 +7,6 @@ pub mod demo;
 pub mod explain;
 pub mod health;
 pub mod output;
-pub mod report;
 pub mod run;
 pub mod status;
 pub mod table;
