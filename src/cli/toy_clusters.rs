@@ -31,7 +31,7 @@ use crate::config::Cluster;
 use crate::net::stream::Stream;
 
 /// Certificates of the demo are good for so long.
-const VALIDITY: Duration = Duration::from_secs(7 * 24 * 3600);
+const VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Clocks of other machines may be this late.
 const CLOCK_ERROR: Duration = Duration::from_secs(3600);
 /// After an accept that failed.
