@@ -128,7 +128,8 @@ impl App {
         let tls = tls(&config.listen, &certificates, &first)?;
         let sockets = Sockets::bind(&config.listen)?;
         let addresses = sockets.addresses();
-        let telemetry = Telemetry::new(&config.log, workers).map_err(|error| StartError::Config(first.unwritable(&error)))?;
+        let telemetry =
+            Telemetry::new(&config.log, workers).map_err(|error| StartError::Config(first.unwritable(&error)))?;
         let telemetry = Arc::new(telemetry);
 
         let readiness = Readiness::default();
@@ -142,7 +143,7 @@ impl App {
         let proxy = Arc::new(Proxy::new(live.clone(), telemetry.clone(), suspicion.clone(), drain.clone()));
         let heartbeats = threads.start_workers(workers, &proxy, &drain)?;
         let places = Arc::new(Semaphore::new(connection_limit(&config)));
-        threads.start_acceptor(sockets.http, sockets.https, tls, heartbeats.handles, places, drain.clone())?;
+        threads.start_acceptor(sockets.http, sockets.https, tls, &heartbeats.handles, &places, &drain)?;
 
         let state = AdminState {
             live: live.clone(),
@@ -326,9 +327,9 @@ impl Threads {
         http: Vec<Bound>,
         https: Vec<Bound>,
         tls: Option<Tls>,
-        workers: Vec<worker::Handle>,
-        places: Arc<Semaphore>,
-        drain: Drain,
+        workers: &[worker::Handle],
+        places: &Arc<Semaphore>,
+        drain: &Drain,
     ) -> Result<(), StartError> {
         let runtime = runtime().map_err(other("the acceptor's runtime"))?;
         let plain = Arc::new(Door { kind: ListenerKind::Http, tls: None });
@@ -337,7 +338,7 @@ impl Threads {
         for (bound, door) in doors.chain(https.into_iter().map(|bound| (bound, secure.clone()))) {
             let _entered = runtime.enter();
             let listener = bound.into_listener().map_err(other("a listener"))?;
-            runtime.spawn(accept(listener, door, workers.clone(), places.clone(), drain.clone()));
+            runtime.spawn(accept(listener, door, workers.to_vec(), places.clone(), drain.clone()));
         }
         self.start("acceptor", runtime, async {})
     }
@@ -373,7 +374,8 @@ struct Sockets {
 
 impl Sockets {
     fn bind(listen: &Listen) -> Result<Self, StartError> {
-        let all = |key: &str, addresses: &[SocketAddr]| addresses.iter().map(|a| bind(key, *a)).collect::<Result<_, _>>();
+        let all =
+            |key: &str, addresses: &[SocketAddr]| addresses.iter().map(|a| bind(key, *a)).collect::<Result<_, _>>();
         Ok(Self {
             http: all("listen.http", &listen.http)?,
             https: all("listen.https", &listen.https)?,
@@ -391,7 +393,9 @@ fn bind(key: &str, address: SocketAddr) -> Result<Bound, StartError> {
     Bound::bind(address).map_err(|error| {
         let advice = match error.kind() {
             io::ErrorKind::AddrInUse => "the port is in use; stop the other process or choose another port",
-            io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose a higher one and map it in the Service",
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need a privilege; choose a higher one and map it in the Service"
+            }
             io::ErrorKind::AddrNotAvailable => "this machine has no such address",
             _ => "the system refuses it",
         };

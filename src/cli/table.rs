@@ -71,12 +71,12 @@ impl Table {
         let shown = fitting(&widths, width);
         let titles: Vec<Cell> = self.columns.iter().map(|(title, _)| title.clone()).collect();
         let mut out = String::new();
-        for row in iter::once(&titles).chain(&self.rows) {
+        for (index, row) in iter::once(&titles).chain(&self.rows).enumerate() {
             let mut line = String::new();
             let mut plain = 0;
             for ((cell, (_, align)), width) in row.iter().zip(&self.columns).zip(&widths).take(shown) {
                 // Spaces before a cell are written only when the cell follows: no line ends with spaces.
-                let (before, text) = cell.laid_out(*align, *width);
+                let (before, text) = cell.laid_out(*align, *width, index == 0);
                 if text.is_empty() {
                     plain += before + GAP;
                     continue;
@@ -122,12 +122,13 @@ impl Width {
 }
 
 impl Cell {
-    /// Spaces before the text, and the text.
-    fn laid_out(&self, align: Align, width: Width) -> (usize, String) {
+    /// Spaces before the text, and the text. The words of a title stay together at their bar.
+    fn laid_out(&self, align: Align, width: Width, is_title: bool) -> (usize, String) {
         match (&self.second, align) {
             (Some(second), _) => {
                 let before = width.first.saturating_sub(length(&self.text));
-                (before, format!("{} | {second:>half$}", self.text, half = width.second))
+                let half = if is_title { 0 } else { width.second };
+                (before, format!("{} | {second:>half$}", self.text))
             }
             (None, Align::Left) => (0, self.text.clone()),
             (None, Align::Right) => (width.total().saturating_sub(length(&self.text)), self.text.clone()),
@@ -166,7 +167,7 @@ mod tests {
     #[test]
     fn numbers_stand_right_and_pairs_meet_at_their_bar() {
         let expected = "\
-SERVICE        RATE  ERRORS old |    new
+SERVICE        RATE  ERRORS old | new
 api-name02    310/s      0.02 % | 38.1 %
 api         1 240/s           - | 0.01 %
 ";

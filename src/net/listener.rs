@@ -84,9 +84,7 @@ impl Listener {
 /// Small writes leave at once, and a peer that vanished is noticed. Both are best effort.
 pub fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(3);
     let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }

@@ -23,9 +23,7 @@ where
     let (a_read, a_write) = tokio::io::split(a);
     let (b_read, b_write) = tokio::io::split(b);
     let activity = Activity::new();
-    let both = async {
-        tokio::try_join!(copy(a_read, b_write, &activity), copy(b_read, a_write, &activity))
-    };
+    let both = async { tokio::try_join!(copy(a_read, b_write, &activity), copy(b_read, a_write, &activity)) };
     tokio::select! {
         copied = both => copied,
         () = activity.idle_for(idle) => Err(io::ErrorKind::TimedOut.into()),

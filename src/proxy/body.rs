@@ -81,13 +81,15 @@ pub struct Answer {
     pub reusable: bool,
     /// Hears of a body that ends early.
     pub settled: Settled,
+    /// When the head came.
+    pub at: std::time::Instant,
 }
 
 impl ResponseBody {
     /// The body of an upstream's response; `idle` is the longest pause in it.
     pub fn passing(answer: Answer, idle: Duration, exchange: Exchange, timer: Timer) -> Self {
-        let Answer { body, lease, upload, reusable, settled } = answer;
-        let open = Open { exchange, lease, timer, upload, reusable, settled, last: Instant::now(), idle };
+        let Answer { body, lease, upload, reusable, settled, at } = answer;
+        let open = Open { exchange, lease, timer, upload, reusable, settled, last: at.into(), idle };
         let mut passing = Passing { body, open: Some(open) };
         if passing.body.is_end_stream() {
             passing.complete();
@@ -105,10 +107,11 @@ impl Passing {
                 }
                 if let (Some(open), Some(data)) = (&mut self.open, frame.data_ref()) {
                     open.exchange.sent(data.len());
-                    open.last = Instant::now();
                 }
                 if self.body.is_end_stream() {
                     self.complete();
+                } else if let Some(open) = &mut self.open {
+                    open.last = Instant::now();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -129,11 +132,13 @@ impl Passing {
 
     /// The whole response has come: the connection may serve the next request, the exchange is over.
     fn complete(&mut self) {
-        let Some(open) = self.open.take() else { return };
+        let Some(mut open) = self.open.take() else { return };
+        let now = std::time::Instant::now();
         let sent_all = open.upload.as_ref().is_none_or(|upload| upload.is_complete());
         if open.reusable && sent_all {
-            open.lease.recycle();
+            open.lease.recycle(now);
         }
+        open.exchange.ended(now);
     }
 
     /// A head that promised more than came is one more failure of the cluster.

@@ -44,6 +44,8 @@ pub struct Exchange {
     upload: Option<Arc<Progress>>,
     tries: Vec<Try>,
     current: Option<(Cluster, Instant)>,
+    /// When the last byte was on its way, if it came to that.
+    end: Option<Instant>,
 }
 
 impl Exchange {
@@ -70,6 +72,7 @@ impl Exchange {
             upload: None,
             tries: Vec::new(),
             current: None,
+            end: None,
         }
     }
 
@@ -157,14 +160,14 @@ impl Exchange {
     }
 
     /// A try on a cluster begins.
-    pub fn tries(&mut self, cluster: Cluster) {
-        self.current = Some((cluster, Instant::now()));
+    pub fn tries(&mut self, cluster: Cluster, now: Instant) {
+        self.current = Some((cluster, now));
     }
 
     /// The try that is under way has ended.
-    pub fn tried(&mut self, address: Option<SocketAddr>, status: Option<StatusCode>, outcome: Outcome) {
+    pub fn tried(&mut self, address: Option<SocketAddr>, status: Option<StatusCode>, outcome: Outcome, now: Instant) {
         let Some((cluster, start)) = self.current.take() else { return };
-        let duration = start.elapsed();
+        let duration = now.saturating_duration_since(start);
         if let Some(service) = &self.service {
             service.meters.attempt(cluster, outcome, duration);
         }
@@ -177,12 +180,13 @@ impl Exchange {
     }
 
     /// The head of the response is on its way.
-    pub fn answered(&mut self, target: Target, status: StatusCode) {
+    pub fn answered(&mut self, target: Target, status: StatusCode, now: Instant) {
         self.answered_by = target;
         self.status = status.as_u16();
         if target != Target::None {
             let upstream: Duration = self.tries.iter().map(|one| one.duration).sum();
-            self.telemetry.process.overhead(self.start.elapsed().saturating_sub(upstream));
+            let total = now.saturating_duration_since(self.start);
+            self.telemetry.process.overhead(total.saturating_sub(upstream));
         }
     }
 
@@ -196,8 +200,13 @@ impl Exchange {
         self.sent += bytes as u64;
     }
 
+    /// The last byte is on its way.
+    pub fn ended(&mut self, now: Instant) {
+        self.end = Some(now);
+    }
+
     fn finish(&mut self) {
-        let duration = self.start.elapsed();
+        let duration = self.end.unwrap_or_else(Instant::now).saturating_duration_since(self.start);
         if let Some((cluster, start)) = self.current.take() {
             // The client left, or a limit of ours ended the try: nobody's failure.
             let duration = start.elapsed();
@@ -224,7 +233,11 @@ impl Exchange {
         let target = self.target.as_ref().map_or("*", PathAndQuery::as_str);
         let line = Line {
             client: self.client,
-            request: RequestText::Parsed { method: self.method.as_str(), path_and_query: target, version: self.version },
+            request: RequestText::Parsed {
+                method: self.method.as_str(),
+                path_and_query: target,
+                version: self.version,
+            },
             status: self.status,
             bytes: self.sent,
             tries: &self.tries,

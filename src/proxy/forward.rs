@@ -1,11 +1,10 @@
 //! The attempt loop: admit, lease, send, judge, then answer, try again or fall back, all under one deadline.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header, request};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 
 use super::exchange::Exchange;
 use super::failure::{Failure, Refusal};
@@ -16,10 +15,10 @@ use crate::config::{Cluster, FailureKind, Protocol};
 use crate::routing::decide::Decision;
 use crate::routing::service::Service;
 use crate::telemetry::labels::{FallbackCause, Outcome, Reason};
-use crate::upstream::{Admission, Settled};
 use crate::upstream::body::{OutBody, Progress};
 use crate::upstream::breaker::Verdict;
 use crate::upstream::pool::{Demand, Lease};
+use crate::upstream::{Admission, Settled};
 
 /// A request that may not be repeated takes a connection that was used this recently, or a new one: the race with a
 /// backend that closes idle connections is then all but impossible.
@@ -61,6 +60,8 @@ pub struct Forwarded {
     pub reusable: bool,
     /// Hears of a body that ends early.
     pub settled: Settled,
+    /// When the head came.
+    pub at: Instant,
     failing: Option<StatusCode>,
 }
 
@@ -99,15 +100,18 @@ pub async fn forward(
     let mut cluster = decision.cluster;
     let mut history = History::default();
     let mut longest_idle = (!draft.is_repeatable()).then_some(RECENT);
-    draft.service.lasting.budget.request(std::time::Instant::now());
+    // Between the request and its first try lie microseconds: one look at the clock serves both.
+    let mut now = exchange.start();
+    draft.service.lasting.budget.request(now);
     loop {
-        let tried = draft.attempt(cluster, decision, longest_idle, exchange, timer).await;
+        let tried = draft.attempt(cluster, decision, longest_idle, now, exchange, timer).await;
         let failure = match &tried {
             Ok(Forwarded { failing: None, .. }) => return tried.map_err(Stop::Failed),
             Ok(Forwarded { failing: Some(status), .. }) => &Failure::Status(*status),
             Err(failure) => failure,
         };
-        match draft.next(cluster, decision, failure, &mut history) {
+        now = Instant::now();
+        match draft.next(cluster, decision, failure, now, &mut history) {
             Next::Old(cause) => {
                 draft.service.meters.fallback(cause);
                 exchange.because(reason_of(cause));
@@ -118,6 +122,7 @@ pub async fn forward(
                 draft.service.meters.retry(cluster, failure.outcome());
                 drop(tried);
                 tokio::time::sleep(pause).await;
+                now = Instant::now();
                 longest_idle = Some(Duration::ZERO);
             }
             Next::GiveUp => {
@@ -134,22 +139,24 @@ impl Draft<'_> {
         cluster: Cluster,
         decision: &Decision,
         longest_idle: Option<Duration>,
+        now: Instant,
         exchange: &mut Exchange,
         timer: &mut Timer,
     ) -> Result<Forwarded, Failure> {
         let upstream = self.service.upstream(cluster);
-        let admission = upstream.admit(std::time::Instant::now()).ok_or(Failure::Open)?;
+        let admission = upstream.admit(now).ok_or(Failure::Open)?;
         let waiting = upstream.wait().ok_or(Failure::Full)?;
-        exchange.tries(cluster);
-        let limit = self.limit(cluster, decision);
-        let sent = self.send(cluster, longest_idle, limit, timer).await;
+        exchange.tries(cluster, now);
+        let limit = self.limit(cluster, decision, now);
+        let sent = self.send(cluster, longest_idle, now, limit, timer).await;
         drop(waiting);
+        let now = Instant::now();
         match sent {
-            Ok((response, lease)) => self.judge(cluster, response, lease, admission, exchange),
+            Ok((response, lease)) => self.judge(cluster, response, lease, admission, now, exchange),
             Err((address, failure)) => {
-                exchange.tried(address, None, failure.outcome());
+                exchange.tried(address, None, failure.outcome(), now);
                 if cluster == Cluster::New && failure.kind().is_some_and(|kind| self.blames(&failure, kind)) {
-                    admission.settle(Verdict::Failure);
+                    admission.settle(Verdict::Failure, now);
                 }
                 Err(failure)
             }
@@ -164,6 +171,7 @@ impl Draft<'_> {
         &mut self,
         cluster: Cluster,
         longest_idle: Option<Duration>,
+        start: Instant,
         limit: Instant,
         timer: &mut Timer,
     ) -> Result<(Response<Incoming>, Lease), (Option<std::net::SocketAddr>, Failure)> {
@@ -173,16 +181,16 @@ impl Draft<'_> {
             wanted: self.service.wanted(cluster, self.is_grpc),
             host: Some(self.sender.host.name()),
             longest_idle,
-            deadline: limit.into_std(),
+            now: start,
+            deadline: limit,
         };
         let mut lease = pool.lease(demand).await.map_err(|error| (error.address, Failure::Connect(error)))?;
         let address = Some(lease.address());
         let request = self.request(cluster, &lease);
-        let start = Instant::now();
         let allowed = limit.saturating_duration_since(start);
         let upload = self.upload.clone();
         let later = || upload.as_ref().and_then(|upload| upload.still_moving()).map(|last| last + allowed);
-        let Some(sent) = timer.limit(lease.send(request), limit, later).await else {
+        let Some(sent) = timer.limit(lease.send(request), limit.into(), later).await else {
             return Err((address, Failure::Timeout(start.elapsed())));
         };
         match sent {
@@ -224,27 +232,35 @@ impl Draft<'_> {
         response: Response<Incoming>,
         lease: Lease,
         admission: Admission,
+        now: Instant,
         exchange: &mut Exchange,
     ) -> Result<Forwarded, Failure> {
         let status = response.status();
         let address = Some(lease.address());
         if status == StatusCode::SWITCHING_PROTOCOLS && self.upgrade.is_none() {
-            exchange.tried(address, Some(status), Outcome::Reset);
-            admission.settle(Verdict::Failure);
+            exchange.tried(address, Some(status), Outcome::Reset, now);
+            admission.settle(Verdict::Failure, now);
             return Err(Failure::Unasked);
         }
-        exchange.tried(address, Some(status), Outcome::of_status(status));
+        exchange.tried(address, Some(status), Outcome::of_status(status), now);
         let is_failing = cluster == Cluster::New && self.service.is_failure(FailureKind::Status(status.as_u16()));
-        let settled = admission.settle(if is_failing { Verdict::Failure } else { Verdict::Success });
+        let settled = admission.settle(if is_failing { Verdict::Failure } else { Verdict::Success }, now);
         // Beside Transfer-Encoding a length is a sign of trouble: nothing more is read from this connection.
         let fields = response.headers();
         let ambiguous = fields.contains_key(header::TRANSFER_ENCODING) && fields.contains_key(header::CONTENT_LENGTH);
         let failing = is_failing.then_some(status);
-        Ok(Forwarded { cluster, response, lease, reusable: !ambiguous, settled, failing })
+        Ok(Forwarded { cluster, response, lease, reusable: !ambiguous, settled, at: now, failing })
     }
 
-    fn next(&self, cluster: Cluster, decision: &Decision, failure: &Failure, history: &mut History) -> Next {
-        if matches!(failure, Failure::Upload(_)) || Instant::now() >= self.deadline {
+    fn next(
+        &self,
+        cluster: Cluster,
+        decision: &Decision,
+        failure: &Failure,
+        now: Instant,
+        history: &mut History,
+    ) -> Next {
+        if matches!(failure, Failure::Upload(_)) || now >= self.deadline {
             return Next::GiveUp;
         }
         let may_repeat = self.may_repeat(failure);
@@ -267,15 +283,21 @@ impl Draft<'_> {
         if self.may_fall_back(cluster, decision) && self.service.is_failure(kind) {
             return Next::Old(failure.fallback_cause());
         }
-        self.again(cluster, failure, kind, history)
+        self.again(cluster, failure, kind, now, history)
     }
 
     /// Another try on the same cluster, within the number, the budget and the deadline.
-    fn again(&self, cluster: Cluster, failure: &Failure, kind: FailureKind, history: &mut History) -> Next {
+    fn again(
+        &self,
+        cluster: Cluster,
+        failure: &Failure,
+        kind: FailureKind,
+        now: Instant,
+        history: &mut History,
+    ) -> Next {
         let retry = &self.service.config.retry;
         let has_alternative = matches!(failure, Failure::Connect(error) if error.has_alternative);
         let is_wanted = cluster == Cluster::New && !self.service.replays_on_old() && retry.when.contains(&kind);
-        let now = std::time::Instant::now();
         if !(has_alternative || is_wanted)
             || history.again >= retry.attempts
             || !self.service.lasting.budget.try_again(now, retry.budget)
@@ -288,7 +310,7 @@ impl Draft<'_> {
         }
         let most = retry.backoff_max.min(retry.backoff_base.saturating_mul(1 << (history.again - 1).min(16)));
         let pause = most.mul_f64(rand::random_range(0.0..=1.0));
-        if Instant::now() + pause >= self.deadline { Next::GiveUp } else { Next::Again(pause) }
+        if now + pause >= self.deadline { Next::GiveUp } else { Next::Again(pause) }
     }
 
     /// Sending it once more cannot repeat an effect.
@@ -308,8 +330,7 @@ impl Draft<'_> {
     }
 
     /// When a try must have its head. A try on new leaves old a third of the time where old may still answer.
-    fn limit(&self, cluster: Cluster, decision: &Decision) -> Instant {
-        let now = Instant::now();
+    fn limit(&self, cluster: Cluster, decision: &Decision, now: Instant) -> Instant {
         let timeouts = &self.service.config.timeouts;
         let limit = self.deadline.min(now + timeouts.response_header);
         if self.may_fall_back(cluster, decision) && self.is_repeatable() {

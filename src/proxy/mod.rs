@@ -18,7 +18,6 @@ pub mod upgrade;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use http::{HeaderMap, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
@@ -110,7 +109,7 @@ impl Proxy {
             headers: request.headers(),
             client: found.client,
         };
-        let decision = service.decide(&facts, Instant::now(), &mut Untraced);
+        let decision = service.decide(&facts, exchange.start(), &mut Untraced);
         exchange.decided(decision);
         if decision.refused {
             return Ok(reply::refused(exchange, Refusal::Pinned, is_grpc));
@@ -138,8 +137,8 @@ impl Proxy {
                 Ok(reply::failed(exchange, &failure, detail, is_grpc))
             }
             Ok(forwarded) => {
-                let Forwarded { cluster, response, lease, reusable, settled, .. } = forwarded;
-                exchange.answered(cluster.into(), response.status());
+                let Forwarded { cluster, response, lease, reusable, settled, at, .. } = forwarded;
+                exchange.answered(cluster.into(), response.status(), at);
                 let mut response = found.downstream(cluster, &decision, &sender, response, &exchange);
                 if wants_upgrade && response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
                     let upstream = hyper::upgrade::on(&mut response);
@@ -149,7 +148,7 @@ impl Proxy {
                 }
                 let service = found.service.clone();
                 Ok(response.map(|body| {
-                    let answer = Answer { body, lease, upload, reusable, settled };
+                    let answer = Answer { body, lease, upload, reusable, settled, at };
                     ResponseBody::passing(answer, service.config.timeouts.idle, exchange, timer)
                 }))
             }
@@ -263,7 +262,7 @@ impl Found {
             upgrade,
             is_grpc,
             worker: connection.worker,
-            deadline: (exchange.start() + service.config.timeouts.total).into(),
+            deadline: exchange.start() + service.config.timeouts.total,
         }
     }
 
@@ -278,7 +277,8 @@ impl Found {
     ) -> Response<Incoming> {
         let service = &self.service;
         let (mut head, body) = response.into_parts();
-        let dropped = headers::to_downstream(&mut head, &service.headers, cluster, sender, &self.id, exchange.version());
+        let dropped =
+            headers::to_downstream(&mut head, &service.headers, cluster, sender, &self.id, exchange.version());
         for _ in 0..dropped {
             service.meters.cookie_domain_dropped();
         }

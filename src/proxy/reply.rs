@@ -2,6 +2,7 @@
 //! exactly went wrong upstream is told to trusted clients only.
 
 use std::fmt::Write;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
@@ -60,7 +61,7 @@ pub fn redirect(mut exchange: Exchange, code: u16, location: HeaderValue) -> Res
 }
 
 fn answer(mut exchange: Exchange, status: StatusCode, cause: &str, is_grpc: bool) -> Response<ResponseBody> {
-    exchange.answered(Target::None, status);
+    exchange.answered(Target::None, status, Instant::now());
     let id = exchange.request_id().cloned();
     let text = text(status, cause, id.as_ref());
     let mut response = Response::new(ResponseBody::Empty);

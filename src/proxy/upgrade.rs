@@ -29,7 +29,10 @@ impl Tunnel {
     /// Relays until a side ends, nothing moves for `timeouts.tunnel`, or the process drains.
     pub fn start(self, drain: Drain) {
         let held = drain.hold();
-        #[expect(clippy::disallowed_methods, reason = "owned by the drain; ends with either side, the idle limit or the drain")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "owned by the drain; ends with either side, the idle limit or the drain"
+        )]
         tokio::spawn(async move {
             tokio::select! {
                 () = self.run() => {}

@@ -160,7 +160,9 @@ impl Compiler<'_> {
         };
         // Counters go on over a reload; only other sticky keys need other counters.
         let meters = match earlier {
-            Some(earlier) if earlier.meters.keys().map(|(key, _)| key).filter(|key| *key != "none").eq(keys.iter().copied()) => {
+            Some(earlier)
+                if earlier.meters.keys().map(|(key, _)| key).filter(|key| *key != "none").eq(keys.iter().copied()) =>
+            {
                 earlier.meters.clone()
             }
             _ => ServiceMeters::new(&service.name, &keys),

@@ -1,5 +1,5 @@
 //! The byte stream under hyper's server. It tells a slow client from a slow server by the connection's
-//! [`Flow`](crate::proxy::connection::Flow): a head has one limit, the pause between requests another, and a client that
+//! [`Flow`]: a head has one limit, the pause between requests another, and a client that
 //! does not read a third. One timer serves them all and is armed early rather than often.
 
 use std::io::{self, IoSlice};

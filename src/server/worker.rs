@@ -72,7 +72,10 @@ impl Worker {
             let guard = Open::new(self.open.clone(), &door, proxy.telemetry().clone(), place);
             let Ok(socket) = TcpStream::from_std(socket) else { continue };
             let (proxy, drain, index, held) = (proxy.clone(), drain.clone(), self.index, drain.hold());
-            #[expect(clippy::disallowed_methods, reason = "owned by the drain; ends with its socket or after the grace")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "owned by the drain; ends with its socket or after the grace"
+            )]
             tokio::spawn(async move {
                 let _guard = guard;
                 serve(socket, peer, &door, proxy, index, drain).await;
@@ -91,12 +94,7 @@ struct Open {
 }
 
 impl Open {
-    fn new(
-        open: Arc<AtomicUsize>,
-        door: &Arc<Door>,
-        telemetry: Arc<Telemetry>,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
+    fn new(open: Arc<AtomicUsize>, door: &Arc<Door>, telemetry: Arc<Telemetry>, place: OwnedSemaphorePermit) -> Self {
         telemetry.process.connection_opened(door.kind);
         Self { open, door: door.clone(), telemetry, _place: place }
     }

@@ -67,7 +67,8 @@ impl<'a> Identities<'a> {
     pub fn get(&mut self, options: &ClusterOptions) -> Result<Arc<Identity>, Fault> {
         let sources = self.root_files(options);
         let roots = sources.iter().map(|file| self.read(file)).collect::<Result<Vec<_>, _>>().map_err(Fault::Roots)?;
-        let root_mark = mark([&[u8::from(options.verify)]].into_iter().map(|b| &b[..]).chain(roots.iter().map(|text| &text[..])));
+        let root_mark =
+            mark([&[u8::from(options.verify)]].into_iter().map(|b| &b[..]).chain(roots.iter().map(|text| &text[..])));
         let client = match &options.client {
             None => None,
             Some(files) => {
@@ -200,7 +201,11 @@ struct UnknownIssuer {
 
 impl fmt::Display for UnknownIssuer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unknown issuer: certificate \"{}\" for {} is signed by \"{}\"", self.subject, self.names, self.issuer)
+        write!(
+            f,
+            "unknown issuer: certificate \"{}\" for {} is signed by \"{}\"",
+            self.subject, self.names, self.issuer
+        )
     }
 }
 

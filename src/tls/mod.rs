@@ -13,7 +13,8 @@ use rustls::crypto::CryptoProvider;
 use crate::config::TlsVersion;
 
 /// The one cryptographic provider; no process-wide default is relied on.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+    LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
 
 /// A file that cannot be used, and why.
 #[derive(Debug, thiserror::Error)]

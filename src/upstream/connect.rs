@@ -107,7 +107,8 @@ impl Target {
         identity: Option<Arc<Identity>>,
         timeout: Duration,
     ) -> Self {
-        let backend = |authority: &Authority| Backend { authority: authority.clone(), name: Name::new(authority.host()) };
+        let backend =
+            |authority: &Authority| Backend { authority: authority.clone(), name: Name::new(authority.host()) };
         Self {
             cluster,
             protocol,
@@ -194,46 +195,63 @@ pub async fn connect(
 ) -> Result<Connected, ConnectError> {
     let start = Instant::now();
     let deadline = tokio::time::Instant::from_std(deadline.min(start + target.timeout));
-    let no_address = |cause| ConnectError { address: None, has_alternative: false, cause };
-    let addresses = match tokio::time::timeout_at(deadline, target.addresses(resolver)).await {
-        Ok(addresses) => addresses.map_err(|error| no_address(error.into()))?,
-        Err(_) => return Err(no_address(ConnectCause::TimedOut(Phase::Dns))),
-    };
+    let nowhere = |cause| ConnectError { address: None, has_alternative: false, cause };
+    let addresses = within(deadline, Phase::Dns, target.addresses(resolver)).await.map_err(nowhere)?;
     let resolved = Instant::now();
     let Some((address, has_alternative)) = target.choose(&addresses, resolved) else {
-        return Err(no_address(ConnectCause::Tcp(io::ErrorKind::AddrNotAvailable.into())));
+        return Err(nowhere(ConnectCause::Tcp(io::ErrorKind::AddrNotAvailable.into())));
     };
     let failed = |cause| {
         target.rest(address, Instant::now());
         ConnectError { address: Some(address), has_alternative, cause }
     };
-    let tcp = match tokio::time::timeout_at(deadline, TcpStream::connect(address)).await {
-        Ok(tcp) => tcp.map_err(|error| failed(ConnectCause::Tcp(error)))?,
-        Err(_) => return Err(failed(ConnectCause::TimedOut(Phase::Connect))),
-    };
+
+    let tcp = async { TcpStream::connect(address).await.map_err(ConnectCause::Tcp) };
+    let tcp = within(deadline, Phase::Connect, tcp).await.map_err(failed)?;
     tune(&tcp);
     let connected = Instant::now();
+    let (stream, is_http2) = match &target.identity {
+        None => (Stream::Plain(tcp), target.protocol == Protocol::H2c),
+        Some(identity) => {
+            let tls = handshake(target, identity, wanted, host, tcp);
+            within(deadline, Phase::Tls, tls).await.map_err(failed)?
+        }
+    };
     if target.cluster == Cluster::New {
         meters.connect_phase(Phase::Dns, resolved - start);
         meters.connect_phase(Phase::Connect, connected - resolved);
+        if target.identity.is_some() {
+            meters.connect_phase(Phase::Tls, connected.elapsed());
+        }
     }
-    let Some(identity) = &target.identity else {
-        return Ok(Connected { stream: Stream::Plain(tcp), is_http2: target.protocol == Protocol::H2c, address });
-    };
-    let name = target.server_name.clone().or_else(|| ServerName::try_from(host?).ok().map(|name| name.to_owned()));
-    let Some(name) = name else { return Err(failed(ConnectCause::ServerName)) };
+    Ok(Connected { stream, is_http2, address })
+}
+
+async fn within<T, E: Into<ConnectCause>>(
+    deadline: tokio::time::Instant,
+    phase: Phase,
+    step: impl Future<Output = Result<T, E>>,
+) -> Result<T, ConnectCause> {
+    match tokio::time::timeout_at(deadline, step).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(ConnectCause::TimedOut(phase)),
+    }
+}
+
+async fn handshake(
+    target: &Target,
+    identity: &Identity,
+    wanted: Wanted,
+    host: Option<&str>,
+    tcp: TcpStream,
+) -> Result<(Stream, bool), ConnectCause> {
+    let of_request = || ServerName::try_from(host?).ok().map(|name| name.to_owned());
+    let name = target.server_name.clone().or_else(of_request).ok_or(ConnectCause::ServerName)?;
     let config = match wanted {
         Wanted::Http1 => identity.http1.clone(),
         Wanted::Http2 => identity.http2.clone(),
     };
-    let handshake = TlsConnector::from(config).connect(name, tcp);
-    let tls = match tokio::time::timeout_at(deadline, handshake).await {
-        Ok(tls) => tls.map_err(|error| failed(ConnectCause::Tls(error)))?,
-        Err(_) => return Err(failed(ConnectCause::TimedOut(Phase::Tls))),
-    };
-    if target.cluster == Cluster::New {
-        meters.connect_phase(Phase::Tls, connected.elapsed());
-    }
+    let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(ConnectCause::Tls)?;
     let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-    Ok(Connected { stream: Stream::Client(Box::new(tls)), is_http2, address })
+    Ok((Stream::Client(Box::new(tls)), is_http2))
 }

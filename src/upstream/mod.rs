@@ -86,12 +86,12 @@ pub struct Admission {
 
 impl Admission {
     /// The upstream did what it should, or not. What comes back can still tell of a body that ends early.
-    pub fn settle(mut self, verdict: Verdict) -> Settled {
+    pub fn settle(mut self, verdict: Verdict, now: Instant) -> Settled {
         let Some((breaker, permit)) = self.permit.take() else {
             return Settled { breaker: None, meters: self.meters.clone() };
         };
         let admitted = permit.admitted();
-        if let Some(transition) = breaker.settle(permit, verdict, Instant::now()) {
+        if let Some(transition) = breaker.settle(permit, verdict, now) {
             announce(&self.meters, transition);
         }
         Settled { breaker: Some((breaker, admitted)), meters: self.meters.clone() }

@@ -123,6 +123,8 @@ pub struct Demand<'a> {
     pub host: Option<&'a str>,
     /// How long a connection may have been idle, where the pool's limit is too long.
     pub longest_idle: Option<Duration>,
+    /// The time.
+    pub now: Instant,
     /// When waiting ends.
     pub deadline: Instant,
 }
@@ -193,7 +195,7 @@ impl Pool {
     }
 
     fn waiting(self: &Arc<Self>, demand: &Demand<'_>) -> Option<Lease> {
-        let now = Instant::now();
+        let now = demand.now;
         let mut connections = lock(&self.shards[demand.worker]);
         if demand.wanted == Wanted::Http2
             && let Some(shared) = connections.http2.iter().find(|shared| shared.takes(demand, now))
@@ -211,7 +213,10 @@ impl Pool {
             if idle.sender.is_closed() {
                 connections.http1.swap_remove(index);
                 dropped += 1;
-            } else if now.duration_since(idle.since) < longest && idle.made.fits(demand) && idle.sender.is_ready() {
+            } else if now.saturating_duration_since(idle.since) < longest
+                && idle.made.fits(demand)
+                && idle.sender.is_ready()
+            {
                 found = Some(connections.http1.remove(index));
                 break;
             }
@@ -250,7 +255,10 @@ impl Pool {
             .max_header_size(self.bounds.response_head)
             .handshake(TokioIo::new(connected.stream))
             .await?;
-        #[expect(clippy::disallowed_methods, reason = "owned by the pool; ends when its sender is dropped or the peer closes")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "owned by the pool; ends when its sender is dropped or the peer closes"
+        )]
         tokio::spawn(async move {
             // The request that was under way hears of the error; there is nobody else to tell.
             let _ = connection.with_upgrades().await;
@@ -271,7 +279,10 @@ impl Pool {
             .await?;
         let allowed = Arc::new(AtomicUsize::new(STREAMS));
         let writer = allowed.clone();
-        #[expect(clippy::disallowed_methods, reason = "owned by the pool; ends when its senders are dropped or the peer closes")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "owned by the pool; ends when its senders are dropped or the peer closes"
+        )]
         tokio::spawn(std::future::poll_fn(move |cx| {
             let ended = Pin::new(&mut connection).poll(cx).map(|_| ());
             writer.store(connection.current_max_send_streams(), Ordering::Relaxed);
@@ -292,8 +303,7 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request, unless there are enough.
-    fn keep(&self, worker: usize, sender: http1::SendRequest<OutBody>, made: Made) {
-        let now = Instant::now();
+    fn keep(&self, worker: usize, sender: http1::SendRequest<OutBody>, made: Made, now: Instant) {
         if sender.is_closed() || now >= made.renew_at {
             return;
         }
@@ -369,9 +379,9 @@ impl Lease {
     }
 
     /// Gives the connection back after a whole exchange. A lease that is only dropped closes an HTTP/1.1 connection.
-    pub fn recycle(mut self) {
+    pub fn recycle(mut self, now: Instant) {
         if let Held::Http1(sender) = std::mem::replace(&mut self.held, Held::Gone) {
-            self.pool.keep(self.worker, sender, self.made.clone());
+            self.pool.keep(self.worker, sender, self.made.clone(), now);
         }
     }
 }

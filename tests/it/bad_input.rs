@@ -66,6 +66,24 @@ fn each_mistake_is_named_with_its_place_and_a_way_out() {
         ("    new_host: api.new.test\n", "", "2:5", &["new_host"]),
         ("    migration:", "    name: twice\n    migration:", "6:5", &["name"]),
         ("    migration:", "    shadow: {percentage: 5}\n    migration:", "6:", &["not available in this version"]),
+        (
+            "    migration:",
+            "    health_check: {enabled: true}\n    migration:",
+            "6:29",
+            &["services[0].health_check.enabled", "not available in this version", "leave the key out"],
+        ),
+        (
+            "services:",
+            "admin: {token_file: /etc/tokens}\nservices:",
+            "1:21",
+            &["admin.token_file", "not available in this version"],
+        ),
+        (
+            "services:",
+            "reload: {on_lost_host: refuse}\nservices:",
+            "1:24",
+            &["reload.on_lost_host", "not available in this version"],
+        ),
         ("percentage: 0", "percentage: ${NOWHERE_TO_BE_FOUND}", "7:19", &["NOWHERE_TO_BE_FOUND"]),
     ];
 
@@ -283,13 +301,6 @@ fn malformed_requests_get_the_right_answer_and_are_counted() {
             400,
         ),
         (
-            "length and chunks",
-            format!(
-                "POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-            ),
-            400,
-        ),
-        (
             "unknown coding",
             format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
             400,
@@ -318,6 +329,29 @@ fn malformed_requests_get_the_right_answer_and_are_counted() {
     assert_eq!(clusters.old.requests(), 0);
     eventually(PATIENCE, "each one is logged", || proxy.access_lines().len() >= rows.len());
     assert_eq!(proxy.get(HOST, "/").status, 200);
+}
+
+/// RFC 9112 section 6.1 lets a server take such a request by its chunks when the connection is closed behind it.
+#[test]
+fn a_length_beside_chunks_is_one_chunked_request_and_the_end_of_the_connection() {
+    let clusters = Clusters::new();
+    let proxy = Proxy::start(&Setup::new([clusters.service("a")]));
+    let smuggled = format!("GET /smuggled HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    let fields = ["Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5"];
+
+    for framing in fields {
+        clusters.old.forget();
+        let before = clusters.old.requests();
+        let mut client = proxy.client();
+        client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n\r\n3\r\nabc\r\n0\r\n\r\n{smuggled}"));
+
+        assert_eq!(client.response("POST").unwrap().status, 200, "{framing}");
+        assert!(client.is_closed_within(PATIENCE), "{framing}: nothing behind it is believed");
+        assert_eq!(clusters.old.requests(), before + 1, "{framing}");
+        let seen = clusters.old.last();
+        assert_eq!((seen.body.as_slice(), seen.all("transfer-encoding")), (&b"abc"[..], vec!["chunked"]), "{framing}");
+        assert!(!seen.has("content-length"), "{framing}");
+    }
 }
 
 #[test]

@@ -368,19 +368,3 @@ fn a_frozen_new_cluster_cannot_use_up_what_old_needs() {
     assert_eq!(proxy.metrics().sum("fallbacks_total", &[("cause", "full")]), 1.0);
     assert_eq!(proxy.breaker("a"), "closed");
 }
-
-#[test]
-fn a_failing_health_check_keeps_requests_away() {
-    let clusters = Clusters::new();
-    clusters.new.on("/healthz", Answer::status(503));
-    let check = "health_check: {enabled: true, interval: 100ms, timeout: 1s, path: /healthz, unhealthy_threshold: 2, healthy_threshold: 2}";
-    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(check)]));
-
-    eventually(PATIENCE, "new is unhealthy", || reason(&proxy) == ("old".into(), "unhealthy".into()));
-    assert_eq!(proxy.service("a")["health"]["new"], "down");
-    clusters.new.on("/healthz", Answer::side());
-
-    eventually(PATIENCE, "new is healthy again", || reason(&proxy).0 == "new");
-    assert_eq!(clusters.new.recorded_for("/healthz")[0].host(), Some("a.new.test"));
-    assert_eq!(proxy.metrics().sum("health_check_up", &[("service", "a"), ("target", "new")]), 1.0);
-}

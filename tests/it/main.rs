@@ -8,15 +8,17 @@
 )]
 #![allow(clippy::needless_pass_by_value, reason = "`impl ToString` reads better at the call")]
 #![allow(unreachable_pub, reason = "the kit's public face is for this binary")]
-#![allow(dead_code, reason = "the kit offers more than every test uses at a time")]
 
 mod bad_input;
 mod cli;
+mod docs;
 mod fallback;
 mod forwarding;
 mod kit;
 mod layers;
+mod leaving;
 mod peers;
+mod pooling;
 mod reload;
 mod routing;
 mod secrets;

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::support::app::Proxy;
-use crate::support::client::{Client, Load};
-use crate::support::origin::{Answer, Gate};
+use crate::support::certs::Authority;
+use crate::support::client::{Client, Http2, Load};
+use crate::support::origin::{Answer, Gate, pattern};
 use crate::support::setup::{Clusters, Setup};
 use crate::support::{PATIENCE, eventually};
 
@@ -209,23 +210,81 @@ fn what_needs_a_restart_is_named() {
 }
 
 #[test]
-fn a_lost_host_is_refused_when_told_so() {
+fn users_stay_where_they_are_when_another_service_changes() {
     let clusters = Clusters::new();
-    let both = |hosts: &[&str]| {
-        let services = hosts.iter().map(|name| clusters.service(name));
-        Setup::new(services)
+    let setup = |other: u64| {
+        let sticky = "migration: {percentage: 50, sticky: {by: [\"header:X-User-Id\"]}}";
+        Setup::new([clusters.service("a").with(sticky), clusters.service("other").percentage(other)])
     };
-    let strict =
-        |setup: Setup, proxy: &Proxy| proxy.text(&setup).replace("reload: {", "reload: {on_lost_host: refuse, ");
-    let proxy = Proxy::start(&both(&["a", "b"]));
-    proxy.file.swap(&strict(both(&["a", "b"]), &proxy));
-    eventually(PATIENCE, "the strict file is taken", || proxy.generation() == 2);
-    proxy.get("b.old.test", "/");
+    let proxy = Proxy::start(&setup(0));
+    let sides = || -> Vec<String> {
+        (0..50).map(|user| proxy.side(HOST, "/", &[("X-User-Id", &format!("u{user}"))])).collect()
+    };
+    let before = sides();
+    assert!(before.iter().any(|side| side == "old") && before.iter().any(|side| side == "new"), "{before:?}");
 
-    proxy.file.swap(&strict(both(&["a"]), &proxy));
+    proxy.reload(&setup(100));
 
-    eventually(PATIENCE, "the file is refused", || proxy.status()["config"]["last_error"].is_string());
-    assert_eq!(proxy.side("b.old.test", "/", &[]), "old");
-    let mut client = Client::plain(proxy.addresses.http);
-    assert_eq!(client.get(HOST, "/").status, 200);
+    assert_eq!(sides(), before);
+}
+
+#[test]
+fn no_connection_is_touched_whatever_it_is_doing() {
+    const LENGTH: u64 = 256 * 1024;
+    let clusters = Clusters::new();
+    let public = Authority::new("old hosts");
+    let identity = public.server(&[HOST]);
+    let gate = Gate::default();
+    clusters
+        .new
+        .on("/held", Answer::pattern(LENGTH).hold_body(&gate))
+        .on("/slow", Answer::pattern(LENGTH).chunked().drip(4096, Duration::from_millis(5)))
+        .on("/tunnel", Answer::upgrade("echo"));
+    let setup = |percentage: u64| {
+        let setup = Setup::new([clusters.service("a").percentage(percentage), clusters.service("b")]);
+        setup.https(&identity)
+    };
+    let proxy = Proxy::start(&setup(100));
+    let mut plain = proxy.client();
+    plain.get(HOST, "/");
+    let mut secure = Client::tls(proxy.addresses.https.unwrap(), HOST, &public.trusting(&["http/1.1"]));
+    secure.get(HOST, "/");
+    let second = Http2::tls(proxy.addresses.https.unwrap(), HOST, &public.trusting(&["h2"]));
+    second.get(&format!("https://{HOST}/"));
+    let mut tunnel = proxy.client();
+    tunnel.send(format!("GET /tunnel HTTP/1.1\r\nHost: {HOST}\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"));
+    assert_eq!(tunnel.response("GET").unwrap().status, 101);
+    let downloads = ["/held", "/slow"].map(|path| {
+        let mut client = proxy.client();
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+        let head = client.head().unwrap();
+        (path, client, head)
+    });
+    let open = |listener| proxy.metrics().sum("connections", &[("listener", listener)]);
+    let before = (open("http"), open("https"));
+
+    for percentage in [90, 0, 100, 0, 100] {
+        proxy.reload(&setup(percentage));
+        tunnel.send("ping");
+        assert_eq!(tunnel.bytes(4).unwrap(), b"ping");
+    }
+    assert_eq!((open("http"), open("https")), before);
+    gate.open();
+
+    for (path, mut client, head) in downloads {
+        let mut seen = 0;
+        let mut is_right = true;
+        client
+            .stream_body("GET", head, |piece| {
+                for part in piece.chunks(4096) {
+                    is_right &= part == pattern(seen, part.len() as u64);
+                    seen += part.len() as u64;
+                }
+            })
+            .unwrap_or_else(|failure| panic!("{path}: {failure}"));
+        assert_eq!((seen, is_right), (LENGTH, true), "{path}");
+    }
+    assert_eq!(plain.get(HOST, "/").side(), Some("new"));
+    assert_eq!(secure.get(HOST, "/").side(), Some("new"));
+    assert_eq!(second.get(&format!("https://{HOST}/")).side(), Some("new"));
 }

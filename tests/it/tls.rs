@@ -156,7 +156,9 @@ fn http2_clients_reach_http1_origins_side_by_side() {
         (seen.all("cookie"), seen.host(), seen.header("x-forwarded-proto")),
         (vec!["a=1; b=2"], Some(HOST), Some("https"))
     );
-    assert!(proxy.access_lines().iter().any(|line| line.contains("HTTP/2.0\"")));
+    eventually(PATIENCE, "the lines name the protocol", || {
+        proxy.access_lines().iter().any(|line| line.contains("HTTP/2.0\""))
+    });
 }
 
 #[test]

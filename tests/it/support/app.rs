@@ -15,7 +15,7 @@ pub struct Proxy {
     reach: Reach,
     /// Its configuration, a ConfigMap volume.
     pub file: ConfigFile,
-    app: Option<App>,
+    _app: App,
     // Behind the app: the app writes into it until its end.
     directory: TempDir,
 }
@@ -52,7 +52,7 @@ impl Proxy {
             admin: app.addresses.admin,
         };
         let reach = Reach { addresses, directory: directory.path().to_owned() };
-        Self { reach, file, app: Some(app), directory }
+        Self { reach, file, _app: app, directory }
     }
 
     /// The text that `setup` has for this proxy.
@@ -66,11 +66,6 @@ impl Proxy {
         let before = self.generation();
         self.file.replace(&self.text(setup));
         self.wait_for_generation_after(before);
-    }
-
-    /// Stops in order; false when open work had to be cut.
-    pub fn shut_down(&mut self) -> bool {
-        self.app.take().is_none_or(App::shutdown)
     }
 }
 

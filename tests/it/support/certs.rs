@@ -1,7 +1,7 @@
 //! A throw-away certificate authority, and everything that can be wrong with a certificate.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
@@ -19,7 +19,7 @@ pub struct Authority {
     pem: String,
 }
 
-/// A certificate with its key, as files and as text.
+/// A certificate with its key. The files go with the authority; what is kept in memory serves for as long as it lives.
 #[derive(Clone)]
 pub struct Identity {
     /// PEM chain.
@@ -27,6 +27,7 @@ pub struct Identity {
     /// PEM private key.
     pub key: PathBuf,
     chain: Vec<CertificateDer<'static>>,
+    private_key: Arc<PrivateKeyDer<'static>>,
 }
 
 impl Authority {
@@ -45,16 +46,6 @@ impl Authority {
     /// The authority's certificate as a PEM file.
     pub fn file(&self) -> PathBuf {
         self.directory.path().join("ca.crt")
-    }
-
-    /// The directory of every file that this authority wrote.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
-    }
-
-    /// The authority's certificate as text.
-    pub fn pem(&self) -> &str {
-        &self.pem
     }
 
     /// A server certificate for these names (addresses allowed).
@@ -93,6 +84,7 @@ impl Authority {
             cert: folder.join("tls.crt"),
             key: folder.join("tls.key"),
             chain: vec![certificate.der().clone()],
+            private_key: Arc::new(PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap()),
         };
         fs::write(&identity.cert, certificate.pem()).unwrap();
         fs::write(&identity.key, key.serialize_pem()).unwrap();
@@ -132,7 +124,7 @@ impl Authority {
 
 impl Identity {
     fn private_key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::from_pem_file(&self.key).unwrap()
+        self.private_key.clone_key()
     }
 
     /// The leaf as DER, for comparison with what a peer showed.

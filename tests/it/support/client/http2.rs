@@ -87,14 +87,25 @@ impl Http2 {
         })
     }
 
-    /// Whether the connection ends within `patience`.
-    pub fn is_closed_within(&self, patience: Duration) -> bool {
-        let poll = async {
-            while !self.sender.is_closed() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
+    /// Sends a request and leaves it, by a reset of its stream, as soon as `condition` holds.
+    #[track_caller]
+    pub fn leave(&self, request: Request<Bytes>, condition: impl Fn() -> bool) {
+        let wait = async {
+            let task = tokio::spawn(one(self.sender.clone(), request));
+            let poll = async {
+                while !condition() {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, poll).await.expect("the condition holds in time");
+            task.abort();
+            assert!(task.await.is_err_and(|error| error.is_cancelled()), "there was no answer yet");
+            // The frame goes out with the connection's next turn, which needs this runtime to run.
+            let mut sender = self.sender.clone();
+            sender.ready().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
         };
-        self.runtime.block_on(async { tokio::time::timeout(patience, poll).await.is_ok() })
+        self.runtime.block_on(wait);
     }
 }
 

@@ -8,7 +8,7 @@ pub use load::Load;
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,8 +39,6 @@ pub struct Response {
     pub version: String,
     /// The status.
     pub status: u16,
-    /// The text behind it.
-    pub reason: String,
     /// Fields as sent; bytes above 127 as Latin-1.
     pub headers: Vec<(String, String)>,
     /// The body, decoded.
@@ -222,11 +220,6 @@ impl Client {
         }
     }
 
-    /// Our address on this connection.
-    pub fn local_address(&self) -> SocketAddr {
-        self.socket().local_addr().unwrap()
-    }
-
     /// Gives up reading after this time.
     pub fn patience(&mut self, patience: Duration) -> &mut Self {
         self.socket().set_read_timeout(Some(patience)).unwrap();
@@ -246,15 +239,6 @@ impl Client {
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
         self.try_send(bytes.as_ref()).unwrap_or_else(|error| panic!("send: {error}"));
         self
-    }
-
-    /// Says that nothing more will be sent.
-    pub fn shut_down_write(&mut self) {
-        if let Wire::Tls(stream) = &mut self.wire {
-            stream.conn.send_close_notify();
-            let _ = stream.flush();
-        }
-        let _ = self.socket().shutdown(Shutdown::Write);
     }
 
     /// Leaves with a RST.
@@ -387,13 +371,7 @@ impl Client {
         let version = words.next().unwrap_or_default();
         let status = words.next().filter(|digits| digits.len() == 3).and_then(|digits| digits.parse().ok());
         let (true, Some(status)) = (version.starts_with("HTTP/1."), status) else { return Err(malformed(&line)) };
-        Ok(Response {
-            version: version.to_owned(),
-            status,
-            reason: words.next().unwrap_or_default().to_owned(),
-            headers: self.fields()?,
-            ..Response::default()
-        })
+        Ok(Response { version: version.to_owned(), status, headers: self.fields()?, ..Response::default() })
     }
 
     /// The next final response to a request of this method.

@@ -28,7 +28,6 @@ pub(super) struct Response {
     pub trailers: Vec<(String, String)>,
     pub interim: Vec<(u16, Vec<(String, String)>)>,
     pub before_request_body: bool,
-    pub head_delay: Duration,
     pub head_gate: Option<Gate>,
     pub body_gate: Option<Gate>,
     pub drip: Option<(usize, Duration)>,
@@ -97,7 +96,6 @@ impl Answer {
             trailers: Vec::new(),
             interim: Vec::new(),
             before_request_body: false,
-            head_delay: Duration::ZERO,
             head_gate: None,
             body_gate: None,
             drip: None,
@@ -190,11 +188,6 @@ impl Answer {
     /// Answers as soon as the request's head is there.
     pub fn before_request_body(self) -> Self {
         self.change(|response| response.before_request_body = true)
-    }
-
-    /// Waits before the head.
-    pub fn slow_head(self, delay: Duration) -> Self {
-        self.change(|response| response.head_delay = delay)
     }
 
     /// Waits for the gate before the head.

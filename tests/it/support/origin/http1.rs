@@ -46,12 +46,7 @@ pub(super) async fn serve(stream: Stream, facts: Facts, shared: &Arc<Shared>) {
 }
 
 async fn exchange(wire: &mut Wire, facts: &Facts, shared: &Arc<Shared>) -> io::Result<Option<Next>> {
-    let idle = shared.state().idle;
-    let head = match idle {
-        Some(idle) => tokio::time::timeout(idle, wire.head()).await.unwrap_or(Ok(None))?,
-        None => wire.head().await?,
-    };
-    let Some(head) = head else { return Ok(None) };
+    let Some(head) = wire.head().await? else { return Ok(None) };
     let ([method, target, version], headers) = parse_request(&head)?;
     let mut rest = request_body(&headers)?;
     let wants_continue = headers
@@ -63,16 +58,13 @@ async fn exchange(wire: &mut Wire, facts: &Facts, shared: &Arc<Shared>) -> io::R
         target,
         version,
         headers,
-        raw_head: head.to_vec(),
         body: Vec::new(),
         body_length: 0,
         body_is_pattern: true,
         trailers: Vec::new(),
         complete: false,
-        connection: facts.connection,
         peer: facts.peer,
         sni: facts.sni.clone(),
-        alpn: facts.alpn.clone(),
         client_certificate: facts.client_certificate.clone(),
     };
     let (place, answer) = shared.arrived(recorded);
@@ -133,7 +125,6 @@ fn head_bytes(status: u16, fields: &[(String, String)]) -> Vec<u8> {
 }
 
 async fn respond(wire: &mut Wire, response: &Response, is_head: bool, mut incoming: Incoming<'_>) -> io::Result<Next> {
-    wire.unless_closed(tokio::time::sleep(response.head_delay)).await?;
     if let Some(gate) = &response.head_gate {
         wire.unless_closed(gate.opened()).await?;
     }

@@ -70,7 +70,6 @@ async fn exchange(
         }
         Kind::Nothing(End::Reset) | Kind::Raw(..) | Kind::Upgrade(_) => return Err(gone()),
     };
-    tokio::time::sleep(response.head_delay).await;
     if let Some(gate) = &response.head_gate {
         gate.opened().await;
     }
@@ -101,16 +100,13 @@ fn recorded(request: &Request<Incoming>, facts: Facts) -> Recorded {
         target: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
         version: format!("{:?}", request.version()),
         headers,
-        raw_head: Vec::new(),
         body: Vec::new(),
         body_length: 0,
         body_is_pattern: true,
         trailers: Vec::new(),
         complete: false,
-        connection: facts.connection,
         peer: facts.peer,
         sni: facts.sni,
-        alpn: facts.alpn,
         client_certificate: facts.client_certificate,
     }
 }

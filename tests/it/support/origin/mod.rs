@@ -13,7 +13,6 @@ pub use record::{Recorded, pattern};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use rustls::ServerConfig;
 use socket2::{Domain, Socket, Type};
@@ -121,12 +120,6 @@ impl Origin {
         self.run(listen(self.address));
     }
 
-    /// Shows another certificate from the next start on.
-    pub fn replace_tls(&mut self, config: Arc<ServerConfig>) {
-        self.tls = Some(config);
-        self.restart();
-    }
-
     /// The answer for one path (without its query), until it is replaced.
     pub fn on(&self, path: &str, answer: Answer) -> &Self {
         self.shared.state().routes.insert(path.to_owned(), answer);
@@ -175,12 +168,6 @@ impl Origin {
         self
     }
 
-    /// Closes connections that wait so long for their next request.
-    pub fn close_idle(&self, after: Duration) -> &Self {
-        self.shared.state().idle = Some(after);
-        self
-    }
-
     /// Requests that arrived, counted when their head was complete.
     pub fn requests(&self) -> u64 {
         self.shared.requests()
@@ -199,11 +186,6 @@ impl Origin {
     /// Everything that was recorded (the first 20 000 requests).
     pub fn recorded(&self) -> Vec<Recorded> {
         self.shared.state().recorded.clone()
-    }
-
-    /// The requests for one path (without its query).
-    pub fn recorded_for(&self, path: &str) -> Vec<Recorded> {
-        self.shared.state().recorded.iter().filter(|request| request.path() == path).cloned().collect()
     }
 
     /// The newest request.
@@ -241,11 +223,11 @@ fn listen(address: SocketAddr) -> std::net::TcpListener {
 async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAcceptor>, prior_knowledge: bool) {
     loop {
         let Ok((socket, peer)) = listener.accept().await else { continue };
-        let number = shared.accepted();
+        shared.accepted();
         let (shared, tls) = (shared.clone(), tls.clone());
         tokio::spawn(async move {
             let _open = shared.opened();
-            connection(socket, peer, number, &shared, tls, prior_knowledge).await;
+            connection(socket, peer, &shared, tls, prior_knowledge).await;
         });
     }
 }
@@ -253,7 +235,6 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAccep
 async fn connection(
     socket: TcpStream,
     peer: SocketAddr,
-    number: u64,
     shared: &Arc<Shared>,
     tls: Option<TlsAcceptor>,
     prior_knowledge: bool,
@@ -266,7 +247,7 @@ async fn connection(
         OnAccept::Close => return,
         OnAccept::Hang => return std::future::pending().await,
     }
-    let mut facts = Facts { connection: number, peer, sni: None, alpn: None, client_certificate: None };
+    let mut facts = Facts { peer, sni: None, client_certificate: None };
     let Some(tls) = tls else {
         let stream = Stream::Plain(socket);
         return if prior_knowledge {
@@ -279,9 +260,8 @@ async fn connection(
         Ok(stream) => {
             let session = stream.get_ref().1;
             facts.sni = session.server_name().map(str::to_owned);
-            facts.alpn = session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
             facts.client_certificate = session.peer_certificates().map(|chain| chain[0].to_vec());
-            let is_http2 = facts.alpn.as_deref() == Some("h2");
+            let is_http2 = session.alpn_protocol() == Some(b"h2");
             let stream = Stream::Tls(Box::new(stream));
             if is_http2 {
                 http2::serve(stream, facts, shared).await;

@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -31,10 +30,8 @@ pub fn pattern(offset: u64, length: u64) -> Bytes {
 /// What is known of a connection before its first request.
 #[derive(Clone)]
 pub(super) struct Facts {
-    pub connection: u64,
     pub peer: SocketAddr,
     pub sni: Option<String>,
-    pub alpn: Option<String>,
     pub client_certificate: Option<Vec<u8>>,
 }
 
@@ -49,8 +46,6 @@ pub struct Recorded {
     pub version: String,
     /// Fields in the order and case of the wire; bytes above 127 as Latin-1. HTTP/2: `:authority` and `:scheme` first.
     pub headers: Vec<(String, String)>,
-    /// The head's bytes (HTTP/1 only).
-    pub raw_head: Vec<u8>,
     /// The first 256 KiB of the body, decoded.
     pub body: Vec<u8>,
     /// Length of the whole body.
@@ -61,14 +56,10 @@ pub struct Recorded {
     pub trailers: Vec<(String, String)>,
     /// The whole request arrived.
     pub complete: bool,
-    /// Number of the connection, from 1.
-    pub connection: u64,
     /// Who connected.
     pub peer: SocketAddr,
     /// The server name of the handshake.
     pub sni: Option<String>,
-    /// What ALPN agreed on.
-    pub alpn: Option<String>,
     /// The client's certificate as DER.
     pub client_certificate: Option<Vec<u8>>,
 }
@@ -113,7 +104,6 @@ pub(super) struct State {
     pub script: Option<Script>,
     pub on_accept: OnAccept,
     pub close_after: Option<usize>,
-    pub idle: Option<Duration>,
     pub recorded: Vec<Recorded>,
     pub handshake_errors: Vec<String>,
     /// Requests that were recorded before the newest `forget`, so that late bodies find their entry.
@@ -147,7 +137,6 @@ impl Shared {
             script: None,
             on_accept: OnAccept::Serve,
             close_after: None,
-            idle: None,
             recorded: Vec::new(),
             handshake_errors: Vec::new(),
             first: 0,
@@ -165,8 +154,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn accepted(&self) -> u64 {
-        self.connections.fetch_add(1, SeqCst) + 1
+    pub fn accepted(&self) {
+        self.connections.fetch_add(1, SeqCst);
     }
 
     pub fn opened(&self) -> Opened<'_> {
@@ -224,10 +213,13 @@ impl Shared {
         });
     }
 
+    /// The request is whole. Told again, as readers do who look for what is already read, it changes nothing.
     pub fn finished(&self, place: Place, trailers: Vec<(String, String)>) {
         self.change(place, |request| {
-            request.trailers = trailers;
-            request.complete = true;
+            if !request.complete {
+                request.trailers = trailers;
+                request.complete = true;
+            }
         });
     }
 

@@ -1,0 +1,268 @@
+//! Clients that leave while their request waits for something: everything that it held is given back, and nobody is blamed.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::support::app::Proxy;
+use crate::support::certs::Authority;
+use crate::support::client::{Client, Http2};
+use crate::support::origin::{Answer, End, Gate, OnAccept};
+use crate::support::setup::{Clusters, Service, Setup};
+use crate::support::{PATIENCE, eventually, eventually_some};
+
+const HOST: &str = "a.old.test";
+/// One place more than is taken at a time: what is not given back is missed at the second request.
+const LIMITS: &str = "limits: {max_in_flight: 2}";
+/// One failure would open it.
+const STRICT: &str = "fallback: {max_failures: 1, recovery_time: 300}";
+/// How often each client leaves.
+const TIMES: u64 = 3;
+
+fn all_on_new(clusters: &Clusters) -> Service {
+    clusters.service("a").percentage(100).new_option("max_waiting: 2").with("headers: {reveal: always}")
+}
+
+fn send_get(proxy: &Proxy) -> Client {
+    let mut client = proxy.client();
+    client.send(format!("GET /left HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    client
+}
+
+fn aborted(proxy: &Proxy, target: &str) -> f64 {
+    proxy.metrics().sum("upstream_responses_total", &[("target", target), ("outcome", "aborted")])
+}
+
+/// Nothing is held any more, nothing was blamed, and each request has left its line.
+#[track_caller]
+fn assert_all_given_back(proxy: &Proxy, status: u16) {
+    for (what, name, labels) in [
+        ("connections in use are given back", "upstream_connections", &[("state", "active")][..]),
+        ("the clients' connections are closed", "connections", &[("listener", "http")]),
+        ("the clients' TLS connections are closed", "connections", &[("listener", "https")]),
+    ] {
+        eventually(PATIENCE, what, || proxy.metrics().sum(name, labels) == 0.0);
+    }
+    let lines = || {
+        let lines = proxy.access_lines();
+        lines.iter().filter(|line| line.contains("/left") && line.contains(&format!("\" {status} "))).count() as u64
+    };
+    eventually(PATIENCE, "each request has its line", || lines() == TIMES);
+    assert_eq!(proxy.breaker("a"), "closed");
+}
+
+/// The next request is served as the first one would have been.
+#[track_caller]
+fn assert_serves(proxy: &Proxy, side: &str, reason: &str) {
+    let response = proxy.get(HOST, "/after");
+    let found = (response.status, response.side(), response.header("x-migration-reason"));
+    assert_eq!(found, (200, Some(side), Some(reason)));
+}
+
+#[test]
+fn while_it_waits_for_the_head() {
+    let clusters = Clusters::new();
+    clusters.new.on("/left", Answer::nothing(End::Hang));
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(STRICT)]).top(LIMITS));
+
+    for number in 1..=TIMES {
+        let client = send_get(&proxy);
+        eventually(PATIENCE, "it arrives", || clusters.new.requests() == number);
+        drop(client);
+        eventually(PATIENCE, "it is given up", || aborted(&proxy, "new") == number as f64);
+    }
+
+    assert_all_given_back(&proxy, 499);
+    eventually(PATIENCE, "new is left", || clusters.new.open_connections() == 0);
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn while_it_waits_for_the_head_over_http2() {
+    let clusters = Clusters::new();
+    let public = Authority::new("old hosts");
+    clusters.new.on("/left", Answer::nothing(End::Hang));
+    let setup = Setup::new([all_on_new(&clusters).with(STRICT)]).https(&public.server(&[HOST])).top(LIMITS);
+    let proxy = Proxy::start(&setup);
+    let client = Http2::tls(proxy.addresses.https.unwrap(), HOST, &public.trusting(&["h2"]));
+
+    for number in 1..=TIMES {
+        let request = http::Request::get(format!("https://{HOST}/left")).body(bytes::Bytes::new()).unwrap();
+        client.leave(request, || clusters.new.requests() == number);
+        eventually(PATIENCE, "it is given up", || aborted(&proxy, "new") == number as f64);
+    }
+    assert_eq!(client.get(&format!("https://{HOST}/")).side(), Some("new"), "its neighbours on the connection live");
+    drop(client);
+
+    assert_all_given_back(&proxy, 499);
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn while_the_handshake_with_new_hangs() {
+    let clusters = Clusters::new();
+    clusters.new.on_accept(OnAccept::Hang);
+    let slow = "timeouts: {connect: 30s}";
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(STRICT).with(slow)]).top(LIMITS));
+
+    for number in 1..=TIMES {
+        let client = send_get(&proxy);
+        eventually(PATIENCE, "it connects", || clusters.new.connections() >= number);
+        drop(client);
+        eventually(PATIENCE, "it is given up", || aborted(&proxy, "new") == number as f64);
+    }
+
+    assert_all_given_back(&proxy, 499);
+    clusters.new.well_behaved();
+    assert_serves(&proxy, "new", "hundred");
+}
+
+/// A listener whose queue is full: the kernel answers no further connection.
+struct Blackhole {
+    address: SocketAddr,
+    _held: Vec<Socket>,
+}
+
+impl Blackhole {
+    fn new() -> Self {
+        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let listener = socket();
+        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut held = vec![listener];
+        for _ in 0..4 {
+            let client = socket();
+            client.set_nonblocking(true).unwrap();
+            // Under way is all that it can be.
+            let _ = client.connect(&address.into());
+            held.push(client);
+        }
+        Self { address, _held: held }
+    }
+}
+
+#[test]
+fn while_new_does_not_even_answer_the_connection() {
+    let clusters = Clusters::new();
+    let blackhole = Blackhole::new();
+    let service = all_on_new(&clusters).new_backend(blackhole.address).with(STRICT);
+    let setup = |service: Service| Setup::new([service.with("timeouts: {connect: 30s}")]).top(LIMITS);
+    let proxy = Proxy::start(&setup(service));
+
+    for number in 1..=TIMES {
+        let client = send_get(&proxy);
+        // There is nothing to be seen from outside: a whole exchange on the same worker later it waits.
+        proxy.get("nobody.test", "/");
+        drop(client);
+        eventually(PATIENCE, "it is given up", || aborted(&proxy, "new") == number as f64);
+    }
+
+    assert_all_given_back(&proxy, 499);
+    proxy.reload(&setup(all_on_new(&clusters).with(STRICT)));
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn in_the_middle_of_its_own_body() {
+    let clusters = Clusters::new();
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(STRICT)]).top(LIMITS));
+
+    for number in 1..=TIMES {
+        let mut client = proxy.client();
+        client.send(format!("POST /left HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100\r\n\r\nsome"));
+        eventually(PATIENCE, "it arrives", || clusters.new.requests() == number);
+        client.reset();
+        eventually(PATIENCE, "new is left", || clusters.new.open_connections() == 0);
+    }
+
+    assert_all_given_back(&proxy, 499);
+    assert!(clusters.new.recorded().iter().all(|request| !request.complete), "new saw no whole request");
+    assert_eq!(clusters.old.requests(), 0, "and nobody else was asked");
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn between_the_head_and_the_body_of_the_answer() {
+    let clusters = Clusters::new();
+    let gate = Gate::default();
+    clusters.new.on("/left", Answer::side().hold_body(&gate));
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(STRICT)]).top(LIMITS));
+
+    for _ in 1..=TIMES {
+        let mut client = send_get(&proxy);
+        assert_eq!(client.head().unwrap().status, 200);
+        drop(client);
+        eventually(PATIENCE, "new is left", || clusters.new.open_connections() == 0);
+    }
+
+    assert_all_given_back(&proxy, 200);
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn in_the_pause_between_two_tries() {
+    let clusters = Clusters::new();
+    clusters.new.on("/left", Answer::status(503));
+    let pause = "fallback: {retry_on_old: false, max_failures: 1000, min_requests: 1000}
+retry: {attempts: 1, backoff: {base: 1h, max: 1h}}
+timeouts: {total: 2h, response_header: 2h}";
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(pause)]).top(LIMITS));
+
+    for number in 1..=TIMES {
+        let client = send_get(&proxy);
+        eventually(PATIENCE, "the first try has failed", || {
+            let failed = &[("target", "new"), ("outcome", "503")];
+            proxy.metrics().sum("upstream_responses_total", failed) == number as f64
+        });
+        drop(client);
+    }
+
+    assert_all_given_back(&proxy, 499);
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn while_old_is_asked_instead() {
+    let clusters = Clusters::new();
+    clusters.new.on("/left", Answer::status(503));
+    clusters.old.on("/left", Answer::nothing(End::Hang));
+    let patient = "fallback: {max_failures: 1000, min_requests: 1000}";
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(patient)]).top(LIMITS));
+
+    for number in 1..=TIMES {
+        let client = send_get(&proxy);
+        eventually(PATIENCE, "it arrives", || clusters.old.requests() == number);
+        drop(client);
+        eventually(PATIENCE, "it is given up", || aborted(&proxy, "old") == number as f64);
+    }
+
+    assert_all_given_back(&proxy, 499);
+    eventually(PATIENCE, "old is left", || clusters.old.open_connections() == 0);
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn as_the_probe_of_a_breaker_that_wants_to_close() {
+    let clusters = Clusters::new();
+    let quick = "fallback: {max_failures: 1, recovery_time: 1s, half_open: {probes: 1}}";
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(quick)]).top(LIMITS));
+    clusters.new.otherwise(Answer::status(503));
+    proxy.get(HOST, "/");
+    assert_eq!(proxy.breaker("a"), "open");
+    clusters.new.otherwise(Answer::nothing(End::Hang));
+    let tried = clusters.new.requests();
+
+    let probe = eventually_some(PATIENCE, "a probe is sent", || {
+        let mut client = send_get(&proxy);
+        let answered = client.patience(Duration::from_millis(300)).response("GET").is_ok();
+        (!answered && clusters.new.requests() > tried).then_some(client)
+    });
+    assert_eq!(proxy.get(HOST, "/").side(), Some("old"), "while the probe is out");
+    clusters.new.well_behaved();
+    drop(probe);
+
+    eventually(PATIENCE, "the next request is the probe", || proxy.get(HOST, "/").side() == Some("new"));
+    assert_eq!(proxy.breaker("a"), "closed");
+}
