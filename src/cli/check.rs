@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 
 use super::output::{self, Exit, Failure};
 use super::words::counted;
@@ -42,13 +42,20 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let errors = report.count(Severity::Error);
     let warnings = report.count(Severity::Warning);
     if arguments.json {
-        output::print_json(&json!({"problems": report.problems, "changes": []}))?;
+        output::print_json(&Json { problems: &report.problems, changes: [] })?;
     } else {
         let problems = render_all(&report.problems, &report.text, true);
         output::print(&format!("{problems}{}\n", report.closing_line(errors, warnings, arguments.strict)))?;
     }
     let refused = errors > 0 || (arguments.strict && warnings > 0);
     Ok(if refused { Exit::Invalid } else { Exit::Done })
+}
+
+/// What `--json` prints; a file alone changes nothing.
+#[derive(Serialize)]
+struct Json<'a> {
+    problems: &'a [Problem],
+    changes: [(); 0],
 }
 
 /// Everything that was found.

@@ -89,7 +89,7 @@ pub(super) fn overview(report: &StatusReport, width: usize, now: Timestamp) -> S
     out.push('\n');
     out.push_str(&table(report, now).render(width));
     out.push_str("\nrate, errors and p99 of the last minute\n");
-    out.push_str("go back:  percentage: 0 in the file, no restart        everything:  safe_mode: on at its top\n");
+    out.push_str("go back:     percentage: 0 in the file, no restart\neverything:  safe_mode: on at its top\n");
     out
 }
 
@@ -176,7 +176,7 @@ fn is_told(text: &str, report: &StatusReport) -> bool {
 }
 
 fn sentence(text: &str) -> String {
-    if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
+    format!("Attention: {}.", text.trim_end_matches('.'))
 }
 
 fn is_named(degraded: &[String], name: &str) -> bool {
@@ -292,7 +292,7 @@ fn share_text(report: &StatusReport, service: &ServiceReport) -> String {
         _ if report.safe_mode || service.safe_mode => format!("0 % (safe mode, else {effective})"),
         ServiceReport { enabled: false, .. } => "0 % (disabled)".to_owned(),
         ServiceReport { percentage, .. } if percentage.effective == percentage.declared => effective,
-        ServiceReport { percentage, .. } => format!("{effective} (file says {})", share(percentage.declared)),
+        ServiceReport { percentage, .. } => format!("{effective} (file: {})", share(percentage.declared)),
     }
 }
 
@@ -423,11 +423,11 @@ mod tests {
 2 services, 2 of 2 replicas agree.
 api-name02 needs attention: breaker open for 2 m 10 s, old answers; new is tried again in 2 m 50 s.
 
-SERVICE     SHARE ON NEW          BREAKER     RATE  ERRORS old |    new  P99 old |   new  OPEN ON NEW
-api-name02  25 % (file says 5 %)  open       310/s      0.02 % | 38.1 %    42 ms |     -            0
-api-name01  50 %                  closed   1 240/s      0.01 % | 0.01 %    38 ms | 35 ms           12
+SERVICE     SHARE ON NEW      BREAKER     RATE  ERRORS old |    new  P99 old |   new  OPEN ON NEW
+api-name02  25 % (file: 5 %)  open       310/s      0.02 % | 38.1 %    42 ms |     -            0
+api-name01  50 %              closed   1 240/s      0.01 % | 0.01 %    38 ms | 35 ms           12
 ";
-        let text = plain(&overview(&troubled(), 102, now()));
+        let text = plain(&overview(&troubled(), 100, now()));
         assert!(text.starts_with(expected), "{text}");
         assert!(text.contains("go back:"), "{text}");
     }
@@ -442,7 +442,7 @@ api-name01  50 %                  closed   1 240/s      0.01 % | 0.01 %    38 ms
     #[test]
     fn all_well_is_one_sentence_with_the_real_share() {
         let text = sentences(&report(vec![service("a", 20.0)]), 100, now());
-        assert_eq!(text, "All well. 1 service. 19.4 % of the traffic on new, <0.01 % of it fails there.\n");
+        assert_eq!(text, "All well. 1 service. 19.4 % of the traffic on new, 0.01 % of it fails there.\n");
 
         let mut silent = service("a", 20.0);
         silent.windows = Windows::default();
@@ -476,7 +476,7 @@ api-name01  50 %                  closed   1 240/s      0.01 % | 0.01 %    38 ms
             (told(|r| r.ready = false), "Not ready: it is starting or draining."),
             (
                 told(|r| r.degraded = vec!["a: certificates of new are not verified".to_owned()]),
-                "a: certificates of new are not verified.",
+                "Attention: a: certificates of new are not verified.",
             ),
             (
                 told(|r| {
@@ -509,7 +509,7 @@ api-name01  50 %                  closed   1 240/s      0.01 % | 0.01 %    38 ms
         for (report, service, expected) in [
             (&normal, &service("a", 50.0), "50 %"),
             (&normal, &disabled, "0 % (disabled)"),
-            (&normal, &moved, "12.5 % (file says 5 %)"),
+            (&normal, &moved, "12.5 % (file: 5 %)"),
             (&safe, &moved, "0 % (safe mode, else 12.5 %)"),
         ] {
             assert_eq!(share_text(report, service), expected);
@@ -528,6 +528,6 @@ api-name01  50 %                  closed   1 240/s      0.01 % | 0.01 %    38 ms
         let report = troubled();
         let text = detail(&report, &report.services[0], 100, now());
         assert!(text.starts_with("api-name01 is well.\n"), "{text}");
-        assert!(text.contains("1 m          60 000 | 14 400"), "{text}");
+        assert!(text.contains("1 m           60 000 | 14 400"), "{text}");
     }
 }
