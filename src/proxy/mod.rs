@@ -316,6 +316,9 @@ fn check(request: &Request<Incoming>, service: &Service) -> Result<(), Refusal> 
     if target > limits.uri_bytes {
         return Err(Refusal::Uri);
     }
+    if !has_one_coding(request) {
+        return Err(Refusal::Malformed("this transfer coding is not served"));
+    }
     if let Some(most) = limits.request_body
         && http_body::Body::size_hint(request.body()).lower() > most
     {
@@ -325,6 +328,16 @@ fn check(request: &Request<Incoming>, service: &Service) -> Result<(), Refusal> 
         return Err(Refusal::Loop);
     }
     Ok(())
+}
+
+/// Chunks are the only transfer coding of a request, named once: whatever else hyper reads as chunks, a server behind us
+/// may read in another way (RFC 9112, 6.1). Bodies of a known length have none.
+fn has_one_coding(request: &Request<Incoming>) -> bool {
+    if http_body::Body::size_hint(request.body()).exact().is_some() {
+        return true;
+    }
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
 /// Decisions for new that its state turned to old count as fallbacks too.

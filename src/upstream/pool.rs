@@ -168,7 +168,7 @@ impl Pool {
 
     async fn make(self: &Arc<Self>, demand: Demand<'_>) -> Result<Lease, ConnectError> {
         if demand.wanted == Wanted::Http1 {
-            return self.open(&demand).await;
+            return Box::pin(self.open(&demand)).await;
         }
         let turn = self.shards[demand.worker].opening.lock();
         let Ok(_turn) = tokio::time::timeout_at(demand.deadline.into(), turn).await else {
@@ -177,7 +177,7 @@ impl Pool {
         };
         match self.waiting(&demand) {
             Some(lease) => Ok(lease),
-            None => self.open(&demand).await,
+            None => Box::pin(self.open(&demand)).await,
         }
     }
 
@@ -229,6 +229,7 @@ impl Pool {
         Some(self.hold(Held::Http1(idle.sender), idle.made, demand.worker, true))
     }
 
+    /// Boxed where it is awaited: a connection is rare, and every request would have room for its handshake otherwise.
     async fn open(self: &Arc<Self>, demand: &Demand<'_>) -> Result<Lease, ConnectError> {
         let Demand { wanted, host, deadline, worker, .. } = *demand;
         let connected = connect(&self.target, &self.resolver, wanted, host, deadline, &self.meters).await?;
