@@ -1,20 +1,18 @@
 //! Validates a file as a start would, without binding anything: the text, and every certificate, key and trust root
 //! that it names. What only makes a start useless, such as a certificate that is over, is a warning.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 
 use super::output::{self, Exit, Failure};
 use super::words::counted;
-use crate::config::{
-    self, Config, Environment, HostPattern, ListenTls, Parsed, Places, Problem, Severity, Text, render_all, source,
-};
-use crate::routing::snapshot::{Means, Snapshot};
-use crate::tls::certificates::{self, Certificates, Set};
+use crate::config::{self, ConfigError, Environment, HostPattern, Problem, Severity, Text, render_all};
+use crate::control::candidate::Candidate;
+use crate::routing::snapshot::Means;
+use crate::tls::certificates::{Certificate, Set};
 use crate::upstream::resolve::Resolver;
 
 /// More hosts than this that no certificate covers are counted instead of listed.
@@ -44,13 +42,20 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let errors = report.count(Severity::Error);
     let warnings = report.count(Severity::Warning);
     if arguments.json {
-        output::print_json(&json!({"problems": report.problems, "changes": []}))?;
+        output::print_json(&Json { problems: &report.problems, changes: [] })?;
     } else {
         let problems = render_all(&report.problems, &report.text, true);
         output::print(&format!("{problems}{}\n", report.closing_line(errors, warnings, arguments.strict)))?;
     }
     let refused = errors > 0 || (arguments.strict && warnings > 0);
     Ok(if refused { Exit::Invalid } else { Exit::Done })
+}
+
+/// What `--json` prints; a file alone changes nothing.
+#[derive(Serialize)]
+struct Json<'a> {
+    problems: &'a [Problem],
+    changes: [(); 0],
 }
 
 /// Everything that was found.
@@ -62,19 +67,26 @@ struct Report {
 }
 
 impl Report {
-    fn of(file: &PathBuf, environment: &Environment) -> Self {
-        let parsed = source::read(file).and_then(|text| Ok((config::parse(&text, environment)?, text)));
-        let (Parsed { config, warnings, places }, text) = match parsed {
-            Ok(parsed) => parsed,
-            Err(error) => return Self { text: error.text, problems: error.problems, size: None },
+    fn of(file: &Path, environment: &Environment) -> Self {
+        let refused = |error: ConfigError| Self { text: error.text, problems: error.problems, size: None };
+        let candidate = match Candidate::read(file, environment) {
+            Ok(candidate) => candidate,
+            Err(error) => return refused(error),
         };
+        let set = match compile(&candidate, environment) {
+            Ok(set) => set,
+            Err(error) => return refused(error),
+        };
+        let config = candidate.config();
         let hosts = config.services.iter().map(|service| service.old_host.len()).sum();
         let size = Some((config.services.len(), hosts));
-        let mut problems = warnings;
-        problems.extend(listener_problems(&config, &places));
-        problems.extend(upstream_problems(config, &places, environment));
+        let mut problems = candidate.warnings().to_vec();
+        if !config.listen.https.is_empty() {
+            problems.extend(overdue(&candidate, &set));
+            problems.extend(uncovered(&candidate, &set));
+        }
         problems.sort_by_key(|problem| (problem.line, problem.column));
-        Self { text, problems, size }
+        Self { text: candidate.text().clone(), problems, size }
     }
 
     fn count(&self, severity: Severity) -> usize {
@@ -99,61 +111,31 @@ impl Report {
     }
 }
 
-/// Problems of the files that the services name. The configuration is compiled as it would be for a start.
-fn upstream_problems(config: Config, places: &Places, environment: &Environment) -> Vec<Problem> {
+/// Opens every file that the configuration names, as a start does; gives the certificates of the listeners.
+fn compile(candidate: &Candidate, environment: &Environment) -> Result<Set, ConfigError> {
     // The resolver wants a runtime to be made in; nothing is looked up and nothing runs.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return vec![Problem::file("", format!("cannot start a runtime: {error}"), None)],
-    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| candidate.unfit("", format!("cannot start a runtime: {error}"), None))?;
     let _inside = runtime.enter();
-    let resolver = Resolver::new(config.dns, runtime.handle().clone());
+    let resolver = Resolver::new(candidate.config().dns, runtime.handle().clone());
     let means = Means { environment, resolver: &resolver, workers: 1 };
-    match Snapshot::compile(config, None, &means) {
-        Ok(_) => Vec::new(),
-        Err(unusable) => unusable
-            .into_iter()
-            .map(|unusable| Problem::at(places, &unusable.key, unusable.error.to_string(), unusable.error.help))
-            .collect(),
-    }
+    Ok(candidate.compile(None, &means)?.certificates)
 }
 
-/// Problems of the certificates of the TLS listeners; without such a listener nothing is read.
-fn listener_problems(config: &Config, places: &Places) -> Vec<Problem> {
-    if config.listen.https.is_empty() {
-        return Vec::new();
-    }
-    let tls = &config.listen.tls;
-    let set = match Set::load(&tls.certificates) {
-        Ok(set) => set,
-        Err(errors) => {
-            let problem = |(index, error): (usize, crate::tls::Error)| {
-                let is_key = tls.certificates.get(index).is_some_and(|files| files.key == error.file);
-                let key = format!("listen.tls.certificates[{index}].{}", if is_key { "key" } else { "cert" });
-                Problem::at(places, &key, error.to_string(), error.help)
-            };
-            return errors.into_iter().map(problem).collect();
-        }
-    };
-    let mut problems = overdue(&set, places);
-    problems.extend(uncovered(config, &set, places));
-    problems.extend(client_authority(tls, set, places));
-    problems
-}
-
-fn overdue(set: &Set, places: &Places) -> Vec<Problem> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+/// Certificates that clients refuse because their time is over.
+fn overdue(candidate: &Candidate, set: &Set) -> Vec<Problem> {
+    let now = jiff::Timestamp::now().as_second();
     let over = set.all().iter().enumerate().filter(|(_, certificate)| certificate.not_after < now);
-    let warning = |(index, certificate): (usize, &Arc<certificates::Certificate>)| {
+    let warning = |(index, certificate): (usize, &Arc<Certificate>)| {
         let key = format!("listen.tls.certificates[{index}].cert");
         let message = format!("{}: this certificate has expired", certificate.file.display());
-        Problem::at(places, &key, message, Some("renew it: clients refuse it".to_owned())).into_warning()
+        candidate.warning(&key, message, Some("renew it: clients refuse it".to_owned()))
     };
     over.map(warning).collect()
 }
 
 /// Hosts that TLS clients cannot reach because no certificate names them.
-fn uncovered(config: &Config, set: &Set, places: &Places) -> Option<Problem> {
+fn uncovered(candidate: &Candidate, set: &Set) -> Option<Problem> {
     let covers = |host: &HostPattern| {
         let name = match host {
             HostPattern::Exact(name) => name.to_string(),
@@ -161,7 +143,7 @@ fn uncovered(config: &Config, set: &Set, places: &Places) -> Option<Problem> {
         };
         set.all().iter().any(|certificate| certificate.names.covers(&name))
     };
-    let hosts = config.services.iter().flat_map(|service| &service.old_host);
+    let hosts = candidate.config().services.iter().flat_map(|service| &service.old_host);
     let missing: Vec<String> = hosts.filter(|host| !covers(host)).map(ToString::to_string).collect();
     if missing.is_empty() {
         return None;
@@ -172,12 +154,7 @@ fn uncovered(config: &Config, set: &Set, places: &Places) -> Option<Problem> {
         more => format!(" and {more} more"),
     };
     let message = format!("no certificate covers {shown}{more}: TLS clients that ask for it are refused");
-    Some(Problem::at(places, "listen.tls.certificates", message, None).into_warning())
-}
-
-fn client_authority(tls: &ListenTls, set: Set, places: &Places) -> Option<Problem> {
-    let error = certificates::config(Certificates::new(set), tls).err()?;
-    Some(Problem::at(places, "listen.tls.client_ca", error.to_string(), error.help))
+    Some(candidate.warning("listen.tls.certificates", message, None))
 }
 
 #[cfg(test)]
@@ -214,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_one_clear_error() {
-        let report = Report::of(&PathBuf::from("/nonexistent/migration.yaml"), &Environment::new());
+        let report = Report::of(Path::new("/nonexistent/migration.yaml"), &Environment::new());
         assert_eq!(closing(&report, false), ": 1 error");
         assert!(report.problems[0].message.contains("no such file"), "{:?}", report.problems);
     }

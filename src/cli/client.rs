@@ -148,7 +148,7 @@ impl Client {
             return Err(self.refused(target, &answer));
         }
         serde_json::from_slice(&answer.body).map_err(|error| {
-            let what = format!("{} answers {target} with something else ({error})", self.url);
+            let what = format!("{}{target} answers something else ({error})", self.url);
             Failure::new(Exit::Failed, format!("{what}: is this the admin port of a migration-proxy?"))
         })
     }
@@ -161,8 +161,8 @@ impl Client {
             _ => "",
         };
         let colon = if text.is_empty() { "" } else { ": " };
-        let url = &self.url;
-        Failure::new(Exit::Failed, format!("{url} answers {target} with {}{colon}{text}{hint}", answer.status.as_u16()))
+        let Self { url, .. } = self;
+        Failure::new(Exit::Failed, format!("{url}{target} answers {}{colon}{text}{hint}", answer.status.as_u16()))
     }
 
     async fn ask(&self, target: &str) -> Result<Answer, String> {
@@ -181,7 +181,7 @@ impl Client {
         let message = format!(
             "cannot reach the admin port at {}: {why}\n  \
              elsewhere?      name it with --admin http://HOST:PORT or MIGRATION_PROXY_ADMIN\n  \
-             in Kubernetes?  kubectl port-forward deployment/migration-proxy {port}:{port}   and try again",
+             in Kubernetes?  kubectl port-forward deployment/migration-proxy {port}:8080   and try again",
             self.url,
             port = self.url.port
         );
@@ -345,7 +345,7 @@ mod tests {
         let client = answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 18\r\n\r\n{\"error\": \"gone\" }");
         let failure = client.json::<Vec<u8>>("/x").unwrap_err();
         assert_eq!(failure.exit, Exit::Failed);
-        assert!(failure.message.ends_with("answers /x with 404: gone"), "{}", failure.message);
+        assert!(failure.message.ends_with("/x answers 404: gone"), "{}", failure.message);
 
         let client = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
         assert!(client.json::<Vec<u8>>("/").unwrap_err().message.contains("admin port of a migration-proxy?"));

@@ -17,13 +17,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{AdminUrl, Client, exchange};
 use super::output::{self, Exit, Failure};
-use super::report::Report;
 use super::table::{Align, Cell, Table};
 use super::toy_clusters::{Authority, ToyClusters, write_pair};
 use super::words::{count, counted};
 use super::{run, status};
 use crate::app::{App, Options};
 use crate::config;
+use crate::control::report::StatusReport;
 
 const CONFIGURATION: &str = include_str!("demo.yaml");
 const SERVICES: [&str; 3] = ["shop", "search", "billing"];
@@ -126,7 +126,7 @@ fn present(app: &App, clusters: &ToyClusters, directory: &Path, ends: bool) -> R
     let https = *app.addresses.https.first().ok_or_else(missing)?;
     let admin = app.addresses.admin;
     let sent = send_traffic(http)?;
-    let report: Report = Client::new(AdminUrl::local(admin)).json("/status")?;
+    let report: StatusReport = Client::new(AdminUrl::local(admin)).json("/status")?;
 
     let width = output::width();
     let mut out = String::from("Two toy clusters and a proxy between them, all in this process.\n\n");

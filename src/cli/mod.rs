@@ -7,7 +7,6 @@ pub mod demo;
 pub mod explain;
 pub mod health;
 pub mod output;
-pub mod report;
 pub mod run;
 pub mod status;
 pub mod table;
@@ -135,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_help_fits_one_screen() {
-        let help = Cli::command().term_width(100).render_long_help().to_string();
+        let help = Cli::command().term_width(100).render_help().to_string();
         let lines = help.lines().count();
         assert!((24..=40).contains(&lines), "{lines} lines:\n{help}");
         for line in help.lines() {
@@ -146,7 +145,7 @@ mod tests {
     #[test]
     fn the_help_of_every_verb_fits_too() {
         for verb in Cli::command().get_subcommands_mut() {
-            let help = verb.clone().term_width(100).render_long_help().to_string();
+            let help = verb.clone().term_width(100).render_help().to_string();
             assert!(help.lines().count() <= 40 && help.lines().all(|line| line.chars().count() <= 100), "{help}");
         }
     }

@@ -106,7 +106,7 @@ pub fn complain(failure: &Failure) {
 
 /// Columns that a table may fill.
 pub fn width() -> usize {
-    let columns = terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0));
+    let columns = rustix::termios::tcgetwinsize(io::stdout()).map(|size| usize::from(size.ws_col));
     columns.map_or(WIDEST, |columns| columns.clamp(NARROWEST, WIDEST))
 }
 

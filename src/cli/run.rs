@@ -1,4 +1,4 @@
-//! Serves until a signal. Finds the file, says what to do when there is none, and leaves the rest to [`app`].
+//! Serves until a signal. Finds the file, says what to do when there is none, and leaves the rest to [`App`].
 
 use std::path::{Path, PathBuf};
 
@@ -46,7 +46,7 @@ pub(super) fn start(options: app::Options) -> Result<App, Failure> {
     App::start(options).map_err(|error| match error {
         // The problems are complete in themselves: place, reason, line and suggestion.
         StartError::Config(problems) => {
-            output::tell(problems.render(false).trim_end());
+            output::tell(problems.render(true).trim_end());
             Failure::new(Exit::Invalid, "")
         }
         StartError::Other(message) => Failure::new(Exit::Failed, message),

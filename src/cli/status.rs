@@ -3,15 +3,17 @@
 
 use std::time::Duration;
 
+use anstyle::Style;
 use clap::Args;
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::AdminArguments;
 use super::output::{self, ALARM, Exit, Failure, NOTICE, nearest, printable, wrap};
-use super::report::{Report, Service, Sides, Summary};
 use super::table::{Align, Cell, Table};
-use super::words::{counted, duration, latency, part, rate, share};
+use super::words::{count, counted, duration, latency, part, rate, share};
+use crate::control::report::{ServiceReport, StatusReport};
+use crate::telemetry::window::{Sides, Summary};
 
 /// Longer names are cut: the numbers matter more.
 const LONGEST_NAME: usize = 32;
@@ -44,7 +46,8 @@ pub struct Arguments {
 /// The proxy does not answer, or there is no such service.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let document: Value = arguments.admin.client()?.json("/status")?;
-    let report = Report::deserialize_from(&document)?;
+    let report: StatusReport = serde_json::from_value(document.clone())
+        .map_err(|error| Failure::new(Exit::Failed, format!("the proxy is of another version: /status: {error}")))?;
     let now = Timestamp::now();
     let mut degraded = !report.degraded.is_empty() || !report.ready;
     match &arguments.service {
@@ -62,14 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(if arguments.strict && degraded { Exit::Degraded } else { Exit::Done })
 }
 
-impl Report {
-    fn deserialize_from(document: &Value) -> Result<Self, Failure> {
-        serde_json::from_value(document.clone())
-            .map_err(|error| Failure::new(Exit::Failed, format!("/status says something unexpected: {error}")))
-    }
-}
-
-fn find<'a>(report: &'a Report, name: &str) -> Result<&'a Service, Failure> {
+fn find<'a>(report: &'a StatusReport, name: &str) -> Result<&'a ServiceReport, Failure> {
     let found = report.services.iter().find(|service| service.name == name);
     found.ok_or_else(|| {
         let names = || report.services.iter().map(|service| service.name.as_str());
@@ -88,23 +84,22 @@ fn of_service<'a>(document: &'a Value, name: &str) -> Option<&'a Value> {
 }
 
 /// Everything, for a terminal of that width.
-pub(super) fn overview(report: &Report, width: usize, now: Timestamp) -> String {
+pub(super) fn overview(report: &StatusReport, width: usize, now: Timestamp) -> String {
     let mut out = sentences(report, width, now);
     out.push('\n');
     out.push_str(&table(report, now).render(width));
     out.push_str("\nrate, errors and p99 of the last minute\n");
-    out.push_str("go back:  percentage: 0 in the file, no restart        everything:  safe_mode: on at its top\n");
+    out.push_str("go back:     percentage: 0 in the file, no restart\neverything:  safe_mode: on at its top\n");
     out
 }
 
 /// The state in words, the worst first.
-fn sentences(report: &Report, width: usize, now: Timestamp) -> String {
+fn sentences(report: &StatusReport, width: usize, now: Timestamp) -> String {
     let mut troubles = troubles(report, now);
-    let count = counted(report.services.len(), "service", "services");
-    let replicas = replicas(report);
-    let head = match replicas {
-        Some((agreeing, all)) => format!("{count}, {agreeing} of {all} replicas agree."),
-        None => format!("{count}."),
+    let services = counted(report.services.len(), "service", "services");
+    let head = match replicas(report) {
+        Some((agreeing, all)) => format!("{services}, {agreeing} of {all} replicas agree."),
+        None => format!("{services}."),
     };
     if troubles.is_empty() {
         return wrap(&format!("All well. {} {}", head, traffic(report)), width) + "\n";
@@ -124,14 +119,14 @@ fn sentences(report: &Report, width: usize, now: Timestamp) -> String {
     lines.into_iter().map(|line| wrap(&line, width) + "\n").collect()
 }
 
-fn replicas(report: &Report) -> Option<(usize, usize)> {
+fn replicas(report: &StatusReport) -> Option<(usize, usize)> {
     let others = report.replicas.iter().filter(|replica| replica.name != report.replica);
     let all = others.clone().count();
     (all > 0).then(|| (others.filter(|replica| replica.agrees).count() + 1, all + 1))
 }
 
 /// How much really arrives at new, and whether new adds errors.
-fn traffic(report: &Report) -> String {
+fn traffic(report: &StatusReport) -> String {
     let total = |side: fn(&Sides) -> Summary| {
         let sides = report.services.iter().map(|service| side(&service.windows.one));
         sides.fold((0, 0), |(requests, errors), side| (requests + side.requests, errors + side.errors))
@@ -145,14 +140,13 @@ fn traffic(report: &Report) -> String {
 }
 
 /// One sentence for each thing that is not as it should be, the worst first.
-fn troubles(report: &Report, now: Timestamp) -> Vec<String> {
+fn troubles(report: &StatusReport, now: Timestamp) -> Vec<String> {
     let mut out = Vec::new();
     if report.safe_mode {
         out.push("Safe mode: everything goes to old.".to_owned());
     }
     if let Some(error) = &report.config.last_error {
-        let since = report.config.loaded_at.map_or_else(String::new, |at| format!(" for {}", ago(at, now)));
-        out.push(format!("The file as it is now was refused: {error}. The one before it serves{since}."));
+        out.push(format!("The file as it is now was refused: {error}. The one before it serves."));
     }
     if let Some((agreeing, all)) = replicas(report).filter(|(agreeing, all)| agreeing < all) {
         out.push(format!("{} of {all} replicas do not agree or do not answer.", all - agreeing));
@@ -161,37 +155,28 @@ fn troubles(report: &Report, now: Timestamp) -> Vec<String> {
     services.sort_by(|(a, first), (b, second)| b.rank.cmp(&a.rank).then_with(|| first.name.cmp(&second.name)));
     // Under the global switch the switches of services change nothing.
     let services = services.iter().filter(|(trouble, _)| !(report.safe_mode && trouble.rank == Rank::SafeMode));
-    let (named, sentences): (Vec<&str>, Vec<String>) = services
-        .map(|(trouble, service)| (service.name.as_str(), format!("{} {}", service.name, trouble.text)))
-        .unzip();
-    out.extend(sentences);
+    out.extend(services.map(|(trouble, service)| format!("{} {}", service.name, trouble.text)));
     if !report.config.restart_needed.is_empty() {
         out.push(format!("A restart is needed for {}.", report.config.restart_needed.join(", ")));
     }
-    if out.is_empty() || !named.is_empty() || report.replicas.is_empty() {
-        out.extend(report.degraded.iter().filter(|text| !is_told(text, report, &named)).map(|text| sentence(text)));
-    }
+    out.extend(report.degraded.iter().filter(|text| !is_told(text, report)).map(|text| sentence(text)));
     if !report.ready && out.is_empty() {
         out.push("Not ready: it is starting or draining.".to_owned());
     }
     out
 }
 
-/// Whether a sentence above already says what this entry of `degraded` says.
-fn is_told(text: &str, report: &Report, named: &[&str]) -> bool {
-    let by_service = named.iter().any(|name| text.strip_prefix(name).is_some_and(|rest| rest.starts_with(':')));
-    let by_file = report.config.last_error.as_ref().is_some_and(|error| text.contains(error.as_str()));
-    let by_restart = !report.config.restart_needed.is_empty() && text.contains("restart");
-    by_service || by_file || by_restart || (report.safe_mode && text.starts_with("safe"))
+/// Whether a sentence of ours says what this entry of `degraded` says.
+fn is_told(text: &str, report: &StatusReport) -> bool {
+    let of_service = |name: &str| text.strip_prefix(name).and_then(|rest| rest.strip_prefix(": "));
+    let state = report.services.iter().find_map(|service| of_service(&service.name));
+    state.is_some_and(|state| state.starts_with("breaker") || state.starts_with("safe mode"))
+        || (report.safe_mode && text.starts_with("safe mode"))
+        || (report.config.last_error.is_some() && text.starts_with("configuration rejected"))
 }
 
-/// An entry of `degraded` as a sentence. A name stays as it is written.
 fn sentence(text: &str) -> String {
-    let stop = if text.ends_with('.') { "" } else { "." };
-    match text.strip_prefix("the ") {
-        Some(rest) => format!("The {rest}{stop}"),
-        None => format!("{text}{stop}"),
-    }
+    format!("Attention: {}.", text.trim_end_matches('.'))
 }
 
 fn is_named(degraded: &[String], name: &str) -> bool {
@@ -208,18 +193,27 @@ enum Rank {
     Open,
 }
 
+impl Rank {
+    fn style(self) -> Style {
+        match self {
+            Self::Open | Self::Unhealthy | Self::Worse => ALARM,
+            Self::Recovering | Self::SafeMode => NOTICE,
+        }
+    }
+}
+
 struct Trouble {
     rank: Rank,
     /// Goes on after the service's name.
     text: String,
 }
 
-fn trouble(service: &Service, now: Timestamp) -> Option<Trouble> {
+fn trouble(service: &ServiceReport, now: Timestamp) -> Option<Trouble> {
     let some = |rank, text: String| Some(Trouble { rank, text });
     let breaker = &service.breaker;
     if breaker.state == "open" {
-        let since = breaker.since.map_or_else(String::new, |at| format!(" for {}", ago(at, now)));
-        let again = match breaker.retry_at {
+        let since = time(&breaker.since).map_or_else(String::new, |at| format!(" for {}", ago(at, now)));
+        let again = match time(&breaker.retry_at) {
             Some(at) if at > now => format!("; new is tried again in {}", ago(now, at)),
             _ => String::new(),
         };
@@ -249,12 +243,17 @@ fn trouble(service: &Service, now: Timestamp) -> Option<Trouble> {
     None
 }
 
+/// RFC 3339; anything else is no time.
+fn time(text: &Option<String>) -> Option<Timestamp> {
+    text.as_ref()?.parse().ok()
+}
+
 /// From one time to a later one.
 fn ago(from: Timestamp, to: Timestamp) -> String {
     duration(Duration::from_secs(u64::try_from(to.duration_since(from).as_secs()).unwrap_or(0)))
 }
 
-fn table(report: &Report, now: Timestamp) -> Table {
+fn table(report: &StatusReport, now: Timestamp) -> Table {
     let mut table = Table::new(&[
         ("SERVICE", Align::Left),
         ("SHARE ON NEW", Align::Left),
@@ -268,37 +267,36 @@ fn table(report: &Report, now: Timestamp) -> Table {
         report.services.iter().map(|s| (trouble(s, now).map(|trouble| trouble.rank), s)).collect();
     services.sort_by(|(a, first), (b, second)| b.cmp(a).then_with(|| first.name.cmp(&second.name)));
     for (rank, service) in services {
-        let style = match rank {
-            Some(Rank::Open | Rank::Unhealthy | Rank::Worse) => ALARM,
-            Some(Rank::Recovering | Rank::SafeMode) => NOTICE,
-            None => anstyle::Style::new(),
+        let style = rank.map_or(Style::new(), Rank::style);
+        let (breaker_style, errors_style) = match rank {
+            Some(Rank::Worse) => (Style::new(), style),
+            _ => (style, Style::new()),
         };
-        let errors_style = if rank == Some(Rank::Worse) { ALARM } else { anstyle::Style::new() };
         let Sides { old, new } = service.windows.one;
         table.push(vec![
             Cell::new(cut(&printable(&service.name))).styled(style),
             Cell::new(share_text(report, service)),
-            Cell::new(breaker_text(service)).styled(if errors_style == style { anstyle::Style::new() } else { style }),
+            Cell::new(breaker_text(service)).styled(breaker_style),
             Cell::new(rate((old.requests + new.requests) as f64 / 60.0)),
             Cell::pair(part(old.errors, old.requests), part(new.errors, new.requests)).styled(errors_style),
             Cell::pair(latency(old.p99), latency(new.p99)),
-            Cell::new(super::words::count(service.open_on_new)),
+            Cell::new(count(service.open_on_new)),
         ]);
     }
     table
 }
 
-fn share_text(report: &Report, service: &Service) -> String {
+fn share_text(report: &StatusReport, service: &ServiceReport) -> String {
     let effective = share(service.percentage.effective);
     match service {
         _ if report.safe_mode || service.safe_mode => format!("0 % (safe mode, else {effective})"),
-        Service { enabled: false, .. } => "0 % (disabled)".to_owned(),
-        Service { percentage, .. } if percentage.effective == percentage.declared => effective,
-        Service { percentage, .. } => format!("{effective} (file says {})", share(percentage.declared)),
+        ServiceReport { enabled: false, .. } => "0 % (disabled)".to_owned(),
+        ServiceReport { percentage, .. } if percentage.effective == percentage.declared => effective,
+        ServiceReport { percentage, .. } => format!("{effective} (file: {})", share(percentage.declared)),
     }
 }
 
-fn breaker_text(service: &Service) -> String {
+fn breaker_text(service: &ServiceReport) -> String {
     let state = match service.breaker.state.as_str() {
         "half_open" => "half-open".to_owned(),
         "" => "-".to_owned(),
@@ -319,7 +317,7 @@ fn cut(name: &str) -> String {
 }
 
 /// One service with its recent past.
-fn detail(report: &Report, service: &Service, width: usize, now: Timestamp) -> String {
+fn detail(report: &StatusReport, service: &ServiceReport, width: usize, now: Timestamp) -> String {
     let name = printable(&service.name);
     let state = trouble(service, now).map_or_else(|| "is well.".to_owned(), |trouble| trouble.text);
     let mut out = wrap(&format!("{name} {state}"), width);
@@ -329,7 +327,7 @@ fn detail(report: &Report, service: &Service, width: usize, now: Timestamp) -> S
         ("health", format!("old {}, new {}", service.health.old, service.health.new)),
         ("hosts", service.old_host.join(", ")),
         (if service.mode == "redirect" { "redirects to" } else { "new host" }, service.new_host.clone()),
-        ("open on new", super::words::count(service.open_on_new)),
+        ("open on new", count(service.open_on_new)),
     ];
     out.push_str("\n\n");
     for (key, value) in lines {
@@ -346,7 +344,7 @@ fn detail(report: &Report, service: &Service, width: usize, now: Timestamp) -> S
     for (title, Sides { old, new }) in [("1 m", windows.one), ("5 m", windows.five), ("60 m", windows.sixty)] {
         table.push(vec![
             Cell::new(title),
-            Cell::pair(super::words::count(old.requests), super::words::count(new.requests)),
+            Cell::pair(count(old.requests), count(new.requests)),
             Cell::pair(part(old.errors, old.requests), part(new.errors, new.requests)),
             Cell::pair(latency(old.p50), latency(new.p50)),
             Cell::pair(latency(old.p99), latency(new.p99)),
@@ -359,52 +357,60 @@ fn detail(report: &Report, service: &Service, width: usize, now: Timestamp) -> S
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::{Breaker, Configuration, Percentage, Replica, Windows};
+    use serde_json::json;
+
     use super::*;
+    use crate::telemetry::window::Windows;
 
-    fn summary(requests: u64, errors: u64, p99: f64) -> Summary {
-        Summary { requests, errors, p50: Some(p99 / 2.0), p99: Some(p99) }
+    fn service(name: &str, share: f64) -> ServiceReport {
+        let windows = json!({
+            "1m": {"old": {"requests": 60_000, "errors": 6, "p50": 0.02, "p99": 0.038},
+                   "new": {"requests": 14_400, "errors": 1, "p50": 0.02, "p99": 0.035}},
+            "5m": quiet(), "60m": quiet(),
+        });
+        let json = json!({
+            "name": name, "old_host": [format!("{name}.old.example")], "new_host": format!("{name}.new.example"),
+            "mode": "proxy", "enabled": true, "safe_mode": false, "open_on_new": 0,
+            "percentage": {"declared": share, "effective": share, "confirm_by": null},
+            "breaker": {"state": "closed", "since": null, "retry_at": null},
+            "health": {"old": "unknown", "new": "unknown"}, "windows": windows,
+        });
+        serde_json::from_value(json).unwrap()
     }
 
-    fn service(name: &str, share: f64) -> Service {
-        let one = Sides { old: summary(60_000, 6, 0.038), new: summary(14_400, 1, 0.035) };
-        Service {
-            name: name.to_owned(),
-            old_host: vec![format!("{name}.old.example")],
-            enabled: true,
-            percentage: Percentage { declared: share, effective: share },
-            breaker: Breaker { state: "closed".to_owned(), ..Breaker::default() },
-            windows: Windows { one, ..Windows::default() },
-            ..Service::default()
-        }
+    fn quiet() -> Value {
+        let side = json!({"requests": 0, "errors": 0, "p50": null, "p99": null});
+        json!({"old": side, "new": side})
     }
 
-    fn report(services: Vec<Service>) -> Report {
-        Report { ready: true, services, ..Report::default() }
+    fn report(services: Vec<ServiceReport>) -> StatusReport {
+        let json = json!({
+            "version": "0.1.0", "replica": "pod-1", "ready": true, "degraded": [], "safe_mode": false,
+            "config": {"file": "migration.yaml", "hash": "9f2c", "generation": 4, "loaded_at": "2024-01-01T11:00:00Z",
+                       "last_error": null, "restart_needed": [], "warnings": []},
+            "untrusted_forwarders": [], "services": [], "replicas": [],
+        });
+        StatusReport { services, ..serde_json::from_value(json).unwrap() }
     }
 
     fn now() -> Timestamp {
         "2024-01-01T12:00:00Z".parse().unwrap()
     }
 
-    fn troubled() -> Report {
-        let breaker = Breaker {
-            state: "open".to_owned(),
-            since: "2024-01-01T11:57:50Z".parse().ok(),
-            retry_at: "2024-01-01T12:02:50Z".parse().ok(),
+    fn troubled() -> StatusReport {
+        let mut second = service("api-name02", 25.0);
+        second.percentage.declared = 5.0;
+        second.breaker.state = "open".to_owned();
+        second.breaker.since = Some("2024-01-01T11:57:50Z".to_owned());
+        second.breaker.retry_at = Some("2024-01-01T12:02:50Z".to_owned());
+        second.windows.one = Sides {
+            old: Summary { requests: 18_600, errors: 4, p50: None, p99: Some(0.042) },
+            new: Summary { requests: 21, errors: 8, p50: None, p99: None },
         };
-        let one =
-            Sides { old: summary(18_600, 4, 0.042), new: Summary { requests: 21, errors: 8, ..Summary::default() } };
-        let second = Service {
-            breaker,
-            percentage: Percentage { declared: 5.0, effective: 25.0 },
-            windows: Windows { one, ..Windows::default() },
-            ..service("api-name02", 25.0)
-        };
-        let first = Service { open_on_new: 12, ..service("api-name01", 50.0) };
-        let replicas = vec![Replica { name: "pod-2".to_owned(), agrees: true }];
+        let first = ServiceReport { open_on_new: 12, ..service("api-name01", 50.0) };
+        let replicas = serde_json::from_value(json!([{"name": "pod-2", "agrees": true, "age": 0.4}])).unwrap();
         let degraded = vec!["api-name02: breaker open".to_owned()];
-        Report { replica: "pod-1".to_owned(), replicas, degraded, ..report(vec![first, second]) }
+        StatusReport { replicas, degraded, ..report(vec![first, second]) }
     }
 
     fn plain(text: &str) -> String {
@@ -417,11 +423,11 @@ mod tests {
 2 services, 2 of 2 replicas agree.
 api-name02 needs attention: breaker open for 2 m 10 s, old answers; new is tried again in 2 m 50 s.
 
-SERVICE     SHARE ON NEW          BREAKER     RATE  ERRORS old |    new  P99 old |   new  OPEN ON NEW
-api-name02  25 % (file says 5 %)  open       310/s      0.02 % | 38.1 %    42 ms |     -            0
-api-name01  50 %                  closed   1 240/s      0.01 % | 0.01 %    38 ms | 35 ms           12
+SERVICE     SHARE ON NEW      BREAKER     RATE  ERRORS old |    new  P99 old |   new  OPEN ON NEW
+api-name02  25 % (file: 5 %)  open       310/s      0.02 % | 38.1 %    42 ms |     -            0
+api-name01  50 %              closed   1 240/s      0.01 % | 0.01 %    38 ms | 35 ms           12
 ";
-        let text = plain(&overview(&troubled(), 101, now()));
+        let text = plain(&overview(&troubled(), 100, now()));
         assert!(text.starts_with(expected), "{text}");
         assert!(text.contains("go back:"), "{text}");
     }
@@ -429,58 +435,81 @@ api-name01  50 %                  closed   1 240/s      0.01 % | 0.01 %    38 ms
     #[test]
     fn a_narrow_terminal_loses_columns_from_the_right() {
         let text = plain(&overview(&troubled(), 80, now()));
-        assert!(text.lines().all(|line| line.chars().count() <= 90), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("ERRORS old") && !text.contains("OPEN ON NEW"), "{text}");
     }
 
     #[test]
     fn all_well_is_one_sentence_with_the_real_share() {
         let text = sentences(&report(vec![service("a", 20.0)]), 100, now());
-        assert_eq!(text, "All well. 1 service. 19.4 % of the traffic on new, <0.01 % of it fails there.\n");
+        assert_eq!(text, "All well. 1 service. 19.4 % of the traffic on new, 0.01 % of it fails there.\n");
 
-        let quiet = Service { windows: Windows::default(), ..service("a", 20.0) };
-        let text = sentences(&report(vec![quiet]), 100, now());
+        let mut silent = service("a", 20.0);
+        silent.windows = Windows::default();
+        let text = sentences(&report(vec![silent]), 100, now());
         assert_eq!(text, "All well. 1 service. No traffic in the last minute.\n");
     }
 
     #[test]
-    fn every_trouble_has_its_sentence() {
-        let good = || report(vec![service("a", 20.0)]);
-        let with = |change: fn(&mut Service)| {
-            let mut report = good();
-            change(&mut report.services[0]);
-            report
+    fn every_trouble_has_its_sentence_and_is_told_once() {
+        let told = |change: fn(&mut StatusReport)| {
+            let mut report = report(vec![service("a", 20.0)]);
+            change(&mut report);
+            sentences(&report, 200, now())
         };
-        let config = Configuration { last_error: Some("line 9: bad".to_owned()), ..Configuration::default() };
-        for (report, expected) in [
-            (Report { safe_mode: true, ..good() }, "Safe mode: everything goes to old."),
-            (Report { config, ..good() }, "The file as it is now was refused: line 9: bad. The one before it serves."),
-            (Report { ready: false, ..good() }, "Not ready: it is starting or draining."),
-            (Report { degraded: vec!["dns fails".to_owned()], ..good() }, "dns fails."),
-            (with(|s| s.safe_mode = true), "a is in safe mode: old answers everything."),
+        for (text, expected) in [
             (
-                with(|s| s.health.new = "down".to_owned()),
+                told(|r| {
+                    r.safe_mode = true;
+                    r.services[0].safe_mode = true;
+                    r.degraded = vec!["safe mode is on: everything goes to old".to_owned()];
+                }),
+                "Safe mode: everything goes to old.",
+            ),
+            (
+                told(|r| {
+                    r.config.last_error = Some("line 9: bad".to_owned());
+                    r.degraded = vec!["configuration rejected: line 9: bad".to_owned()];
+                }),
+                "The file as it is now was refused: line 9: bad. The one before it serves.",
+            ),
+            (told(|r| r.ready = false), "Not ready: it is starting or draining."),
+            (
+                told(|r| r.degraded = vec!["a: certificates of new are not verified".to_owned()]),
+                "Attention: a: certificates of new are not verified.",
+            ),
+            (
+                told(|r| {
+                    r.services[0].safe_mode = true;
+                    r.degraded = vec!["a: safe mode is on".to_owned()];
+                }),
+                "a is in safe mode: old answers everything.",
+            ),
+            (
+                told(|r| r.services[0].health.new = "down".to_owned()),
                 "a needs attention: the health check of new fails, old answers.",
             ),
             (
-                with(|s| s.windows.one.new = Summary { requests: 100, errors: 38, ..Summary::default() }),
+                told(|r| r.services[0].windows.one.new = Summary { requests: 100, errors: 38, p50: None, p99: None }),
                 "a needs attention: 38.0 % fail on new, 0.01 % on old.",
             ),
+            (told(|r| r.config.restart_needed = vec!["workers".to_owned()]), "A restart is needed for workers."),
         ] {
-            assert_eq!(sentences(&report, 200, now()), format!("1 service. {expected}\n"));
+            assert_eq!(text, format!("1 service. {expected}\n"));
         }
     }
 
     #[test]
     fn shares_say_why_they_are_not_the_declared_one() {
         let normal = report(Vec::new());
-        let safe = Report { safe_mode: true, ..report(Vec::new()) };
-        let disabled = Service { enabled: false, ..service("a", 50.0) };
-        let moved = Service { percentage: Percentage { declared: 5.0, effective: 12.5 }, ..service("a", 0.0) };
+        let safe = StatusReport { safe_mode: true, ..report(Vec::new()) };
+        let disabled = ServiceReport { enabled: false, ..service("a", 50.0) };
+        let mut moved = service("a", 12.5);
+        moved.percentage.declared = 5.0;
         for (report, service, expected) in [
             (&normal, &service("a", 50.0), "50 %"),
             (&normal, &disabled, "0 % (disabled)"),
-            (&normal, &moved, "12.5 % (file says 5 %)"),
+            (&normal, &moved, "12.5 % (file: 5 %)"),
             (&safe, &moved, "0 % (safe mode, else 12.5 %)"),
         ] {
             assert_eq!(share_text(report, service), expected);
@@ -499,6 +528,6 @@ api-name01  50 %                  closed   1 240/s      0.01 % | 0.01 %    38 ms
         let report = troubled();
         let text = detail(&report, &report.services[0], 100, now());
         assert!(text.starts_with("api-name01 is well.\n"), "{text}");
-        assert!(text.contains("1 m          60 000 | 14 400"), "{text}");
+        assert!(text.contains("1 m           60 000 | 14 400"), "{text}");
     }
 }

@@ -129,6 +129,11 @@ impl Candidate {
         self.refused(vec![Problem::at(&self.parsed.places, key, message, help)])
     }
 
+    /// A warning about what shows only when the files that it names are read, at the key that names them.
+    pub fn warning(&self, key: &str, message: impl Into<String>, help: Option<String>) -> Problem {
+        Problem::at(&self.parsed.places, key, message, help).into_warning()
+    }
+
     fn unusable(&self, Unusable { key, error }: Unusable) -> Problem {
         let message = error.to_string();
         Problem::at(&self.parsed.places, &key, message, error.help)

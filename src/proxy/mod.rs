@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::{HeaderMap, Method, Request, Response, Version, header};
+use http::{HeaderMap, Method, Request, Response, header};
 use hyper::body::Incoming;
 
 use body::{Answer, ResponseBody};
@@ -180,6 +180,9 @@ impl Proxy {
             Err(_) => RequestId::without_service(headers),
         };
         exchange.identified(&host, client, id.clone());
+        if let Ok(service) = &service {
+            exchange.found(service);
+        }
         if !trusted && self.suspicion.note(peer, headers) {
             warn_of_forwarder(peer);
         }
@@ -199,7 +202,6 @@ impl Proxy {
                 });
             }
         };
-        exchange.found(&service);
         check(request, &service).map_err(Some)?;
         let scheme = Scheme::of_client(connection.scheme, trusted, headers);
         Ok(Found { service, host, id, client, trusted, scheme })
@@ -324,9 +326,6 @@ fn check(request: &Request<Incoming>, service: &Service) -> Result<(), Refusal> 
     }
     if headers::passes(headers, &service.headers) >= 2 {
         return Err(Refusal::Loop);
-    }
-    if request.version() == Version::HTTP_2 && request.extensions().get::<hyper::ext::Protocol>().is_some() {
-        return Err(Refusal::Malformed("CONNECT is not served"));
     }
     Ok(())
 }

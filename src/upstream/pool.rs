@@ -25,9 +25,6 @@ const STREAMS: usize = 64;
 /// One read from an upstream. Large enough that big bodies need few system calls; held while the connection lives.
 const READ_BUFFER: usize = 16 * 1024;
 
-/// Fields of a response head.
-const RESPONSE_FIELDS: usize = 256;
-
 /// Bounds of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -165,6 +162,11 @@ impl Pool {
         if let Some(lease) = self.waiting(&demand) {
             return Ok(lease);
         }
+        // Boxed: opening a connection is rare, and its large future would otherwise be part of every request's.
+        Box::pin(self.make(demand)).await
+    }
+
+    async fn make(self: &Arc<Self>, demand: Demand<'_>) -> Result<Lease, ConnectError> {
         if demand.wanted == Wanted::Http1 {
             return Box::pin(self.open(&demand)).await;
         }
@@ -252,7 +254,6 @@ impl Pool {
     async fn start_http1(&self, connected: Connected) -> hyper::Result<http1::SendRequest<OutBody>> {
         let (sender, connection) = http1::Builder::new()
             .read_buf_exact_size(Some(READ_BUFFER))
-            .max_headers(RESPONSE_FIELDS)
             .max_header_size(self.bounds.response_head)
             .handshake(TokioIo::new(connected.stream))
             .await?;
