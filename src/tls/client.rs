@@ -39,8 +39,17 @@ impl PartialEq for Identity {
 pub struct Identities<'a> {
     environment: &'a Environment,
     files: HashMap<PathBuf, Arc<Vec<u8>>>,
+    /// By `ca_file`; `None` stands for the roots of the environment.
+    roots: HashMap<Option<PathBuf>, Arc<Roots>>,
     verifiers: HashMap<[u8; 32], Arc<dyn ServerCertVerifier>>,
     built: HashMap<[u8; 32], Arc<Identity>>,
+}
+
+/// Trust roots as they were read, and what tells them from others.
+struct Roots {
+    files: Vec<PathBuf>,
+    texts: Vec<Arc<Vec<u8>>>,
+    mark: [u8; 32],
 }
 
 /// Which key of a cluster names the file that cannot be used.
@@ -56,7 +65,7 @@ impl<'a> Identities<'a> {
     /// Identities of earlier snapshots are handed in, so that an unchanged one keeps its session cache.
     pub fn new(environment: &'a Environment, earlier: impl IntoIterator<Item = Arc<Identity>>) -> Self {
         let built = earlier.into_iter().map(|identity| (identity.fingerprint, identity)).collect();
-        Self { environment, files: HashMap::new(), verifiers: HashMap::new(), built }
+        Self { environment, files: HashMap::new(), roots: HashMap::new(), verifiers: HashMap::new(), built }
     }
 
     /// The identity for a cluster.
@@ -65,10 +74,8 @@ impl<'a> Identities<'a> {
     ///
     /// A file that is missing, unreadable or not what it should be.
     pub fn get(&mut self, options: &ClusterOptions) -> Result<Arc<Identity>, Fault> {
-        let sources = self.root_files(options);
-        let roots = sources.iter().map(|file| self.read(file)).collect::<Result<Vec<_>, _>>().map_err(Fault::Roots)?;
-        let root_mark =
-            mark([&[u8::from(options.verify)]].into_iter().map(|b| &b[..]).chain(roots.iter().map(|text| &text[..])));
+        let roots = self.roots(options).map_err(Fault::Roots)?;
+        let root_mark = mark([&[u8::from(options.verify)], &roots.mark[..]].into_iter());
         let client = match &options.client {
             None => None,
             Some(files) => {
@@ -86,7 +93,7 @@ impl<'a> Identities<'a> {
         let verifier = match self.verifiers.get(&root_mark) {
             Some(verifier) => verifier.clone(),
             None => {
-                let verifier = verifier(options.verify, &sources, &roots).map_err(Fault::Roots)?;
+                let verifier = verifier(options.verify, &roots.files, &roots.texts).map_err(Fault::Roots)?;
                 self.verifiers.insert(root_mark, verifier.clone());
                 verifier
             }
@@ -97,11 +104,24 @@ impl<'a> Identities<'a> {
         Ok(identity)
     }
 
-    /// `ca_file` alone when set, else what the environment names, else the roots that we carry.
-    fn root_files(&self, options: &ClusterOptions) -> Vec<PathBuf> {
-        if let Some(file) = &options.ca_file {
-            return vec![file.clone()];
+    /// `ca_file` alone when set, else what the environment names, else the roots that we carry. A folder of hundreds of
+    /// roots is listed, read and hashed once for all services.
+    fn roots(&mut self, options: &ClusterOptions) -> Result<Arc<Roots>, Error> {
+        if let Some(roots) = self.roots.get(&options.ca_file) {
+            return Ok(roots.clone());
         }
+        let files = match &options.ca_file {
+            Some(file) => vec![file.clone()],
+            None => self.environment_files(),
+        };
+        let texts = files.iter().map(|file| self.read(file)).collect::<Result<Vec<_>, _>>()?;
+        let mark = mark(texts.iter().map(|text| &text[..]));
+        let roots = Arc::new(Roots { files, texts, mark });
+        self.roots.insert(options.ca_file.clone(), roots.clone());
+        Ok(roots)
+    }
+
+    fn environment_files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         if let Some(file) = self.environment.get("SSL_CERT_FILE").filter(|file| !file.is_empty()) {
             files.push(PathBuf::from(file));
