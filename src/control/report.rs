@@ -383,7 +383,7 @@ mod tests {
         bench.suspicion.note("10.1.2.3".parse().unwrap(), &headers);
         let service = bench.live.snapshot().service("a").unwrap().clone();
         for _ in 0..service.config.fallback.max_failures {
-            service.new.admit(Instant::now()).expect("the breaker is closed").settle(Verdict::Failure);
+            service.new.admit(Instant::now()).expect("the breaker is closed").settle(Verdict::Failure, Instant::now());
         }
 
         assert_eq!(

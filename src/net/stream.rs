@@ -8,6 +8,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
+/// Vectored writes up to this size are joined: copying is cheaper than a list of buffers for the kernel to walk.
+const JOINED: usize = 2048;
+
 /// A connection in either direction.
 #[derive(Debug)]
 pub enum Stream {
@@ -65,7 +68,20 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        each!(self, stream => stream.poll_write_vectored(cx, buffers))
+        let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        match buffers {
+            [only] => self.poll_write(cx, only),
+            _ if total <= JOINED => {
+                let mut joined = [0; JOINED];
+                let mut end = 0;
+                for buffer in buffers {
+                    joined[end..end + buffer.len()].copy_from_slice(buffer);
+                    end += buffer.len();
+                }
+                self.poll_write(cx, &joined[..end])
+            }
+            _ => each!(self, stream => stream.poll_write_vectored(cx, buffers)),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

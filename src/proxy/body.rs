@@ -39,7 +39,7 @@ pub struct Passing {
 
 /// What is given back at the end of the body.
 struct Open {
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     lease: Lease,
     timer: Timer,
     upload: Option<Arc<Progress>>,
@@ -87,7 +87,7 @@ pub struct Answer {
 
 impl ResponseBody {
     /// The body of an upstream's response; `idle` is the longest pause in it.
-    pub fn passing(answer: Answer, idle: Duration, exchange: Exchange, timer: Timer) -> Self {
+    pub fn passing(answer: Answer, idle: Duration, exchange: Box<Exchange>, timer: Timer) -> Self {
         let Answer { body, lease, upload, reusable, settled, at } = answer;
         let open = Open { exchange, lease, timer, upload, reusable, settled, last: at.into(), idle };
         let mut passing = Passing { body, open: Some(open) };

@@ -49,9 +49,9 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// A request has come.
-    pub fn begin<B>(telemetry: Arc<Telemetry>, connection: &Connection, request: &Request<B>) -> Self {
-        Self {
+    /// A request has come. Boxed, because it changes hands several times on its way into the response's body.
+    pub fn begin<B>(telemetry: Arc<Telemetry>, connection: &Connection, request: &Request<B>) -> Box<Self> {
+        Box::new(Self {
             telemetry,
             busy: connection.flow.enter(),
             worker: connection.worker,
@@ -73,7 +73,7 @@ impl Exchange {
             tries: Vec::new(),
             current: None,
             end: None,
-        }
+        })
     }
 
     /// When the request came.

@@ -99,7 +99,8 @@ pub async fn forward(
 ) -> Result<Forwarded, Stop> {
     let mut cluster = decision.cluster;
     let mut history = History::default();
-    let mut longest_idle = (!draft.is_repeatable()).then_some(RECENT);
+    let usual_idle = (!draft.is_repeatable()).then_some(RECENT);
+    let mut longest_idle = usual_idle;
     // Between the request and its first try lie microseconds: one look at the clock serves both.
     let mut now = exchange.start();
     draft.service.lasting.budget.request(now);
@@ -116,7 +117,7 @@ pub async fn forward(
                 draft.service.meters.fallback(cause);
                 exchange.because(reason_of(cause));
                 cluster = Cluster::Old;
-                history = History::default();
+                (history, longest_idle) = (History::default(), usual_idle);
             }
             Next::Again(pause) => {
                 draft.service.meters.retry(cluster, failure.outcome());

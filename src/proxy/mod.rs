@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::{HeaderMap, Method, Request, Response, Version, header};
+use http::{HeaderMap, Method, Request, Response, header};
 use hyper::body::Incoming;
 
 use body::{Answer, ResponseBody};
@@ -180,6 +180,9 @@ impl Proxy {
             Err(_) => RequestId::without_service(headers),
         };
         exchange.identified(&host, client, id.clone());
+        if let Ok(service) = &service {
+            exchange.found(service);
+        }
         if !trusted && self.suspicion.note(peer, headers) {
             warn_of_forwarder(peer);
         }
@@ -199,7 +202,6 @@ impl Proxy {
                 });
             }
         };
-        exchange.found(&service);
         check(request, &service).map_err(Some)?;
         let scheme = Scheme::of_client(connection.scheme, trusted, headers);
         Ok(Found { service, host, id, client, trusted, scheme })
@@ -314,6 +316,9 @@ fn check(request: &Request<Incoming>, service: &Service) -> Result<(), Refusal> 
     if target > limits.uri_bytes {
         return Err(Refusal::Uri);
     }
+    if !has_one_coding(request) {
+        return Err(Refusal::Malformed("this transfer coding is not served"));
+    }
     if let Some(most) = limits.request_body
         && http_body::Body::size_hint(request.body()).lower() > most
     {
@@ -322,10 +327,17 @@ fn check(request: &Request<Incoming>, service: &Service) -> Result<(), Refusal> 
     if headers::passes(headers, &service.headers) >= 2 {
         return Err(Refusal::Loop);
     }
-    if request.version() == Version::HTTP_2 && request.extensions().get::<hyper::ext::Protocol>().is_some() {
-        return Err(Refusal::Malformed("CONNECT is not served"));
-    }
     Ok(())
+}
+
+/// Chunks are the only transfer coding of a request, named once: whatever else hyper reads as chunks, a server behind us
+/// may read in another way (RFC 9112, 6.1). Bodies of a known length have none.
+fn has_one_coding(request: &Request<Incoming>) -> bool {
+    if http_body::Body::size_hint(request.body()).exact().is_some() {
+        return true;
+    }
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
 /// Decisions for new that its state turned to old count as fallbacks too.

@@ -19,7 +19,7 @@ use crate::telemetry::labels::{Reason, RejectCause, Target};
 const LONGEST: usize = 200;
 
 /// An answer to a request that is not forwarded. `is_grpc`: the client speaks gRPC.
-pub fn refused(mut exchange: Exchange, refusal: Refusal, is_grpc: bool) -> Response<ResponseBody> {
+pub fn refused(mut exchange: Box<Exchange>, refusal: Refusal, is_grpc: bool) -> Response<ResponseBody> {
     exchange.rejected(refusal.cause());
     match refusal.cause() {
         RejectCause::Loop => exchange.because(Reason::Loop),
@@ -34,7 +34,7 @@ pub fn refused(mut exchange: Exchange, refusal: Refusal, is_grpc: bool) -> Respo
 }
 
 /// An answer to a request for which no upstream had one. `detail` tells the client what happened.
-pub fn failed(exchange: Exchange, failure: &Failure, detail: bool, is_grpc: bool) -> Response<ResponseBody> {
+pub fn failed(exchange: Box<Exchange>, failure: &Failure, detail: bool, is_grpc: bool) -> Response<ResponseBody> {
     match failure {
         Failure::Upload(fault) => return refused(exchange, Refusal::of_upload(*fault), is_grpc),
         Failure::Full => return refused(exchange, Refusal::Full, is_grpc),
@@ -52,7 +52,7 @@ pub fn failed(exchange: Exchange, failure: &Failure, detail: bool, is_grpc: bool
 }
 
 /// Sends the client to the new host.
-pub fn redirect(mut exchange: Exchange, code: u16, location: HeaderValue) -> Response<ResponseBody> {
+pub fn redirect(mut exchange: Box<Exchange>, code: u16, location: HeaderValue) -> Response<ResponseBody> {
     exchange.because(Reason::Redirect);
     let status = StatusCode::from_u16(code).unwrap_or(StatusCode::TEMPORARY_REDIRECT);
     let mut response = answer(exchange, status, "this host has moved", false);
@@ -60,7 +60,7 @@ pub fn redirect(mut exchange: Exchange, code: u16, location: HeaderValue) -> Res
     response
 }
 
-fn answer(mut exchange: Exchange, status: StatusCode, cause: &str, is_grpc: bool) -> Response<ResponseBody> {
+fn answer(mut exchange: Box<Exchange>, status: StatusCode, cause: &str, is_grpc: bool) -> Response<ResponseBody> {
     exchange.answered(Target::None, status, Instant::now());
     let id = exchange.request_id().cloned();
     let text = text(status, cause, id.as_ref());

@@ -22,7 +22,7 @@ pub struct Tunnel {
     /// Whose timeout counts.
     pub service: Arc<Service>,
     /// Its access line is written when the tunnel ends.
-    pub exchange: Exchange,
+    pub exchange: Box<Exchange>,
 }
 
 impl Tunnel {

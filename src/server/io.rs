@@ -18,9 +18,6 @@ use crate::config::ListenTimeouts;
 use crate::net::stream::Stream;
 use crate::proxy::connection::Flow;
 
-/// Vectored writes up to this size are joined: copying is cheaper than a second buffer for the kernel to walk.
-const JOINED: usize = 4096;
-
 /// What a client is told whose request head did not come in time.
 const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\n\
     content-length: 57\r\nconnection: close\r\n\r\n408 Request Timeout: the request head did not come in time";
@@ -191,18 +188,7 @@ impl Write for Guarded {
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
-        let written = if buffers.len() > 1 && total <= JOINED {
-            let mut joined = [0; JOINED];
-            let mut end = 0;
-            for buffer in buffers {
-                joined[end..end + buffer.len()].copy_from_slice(buffer);
-                end += buffer.len();
-            }
-            Pin::new(&mut this.io).poll_write(cx, &joined[..end])
-        } else {
-            Pin::new(&mut this.io).poll_write_vectored(cx, buffers)
-        };
+        let written = Pin::new(&mut this.io).poll_write_vectored(cx, buffers);
         this.wrote(cx, written)
     }
 

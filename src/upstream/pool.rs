@@ -25,9 +25,6 @@ const STREAMS: usize = 64;
 /// One read from an upstream. Large enough that big bodies need few system calls; held while the connection lives.
 const READ_BUFFER: usize = 16 * 1024;
 
-/// Fields of a response head.
-const RESPONSE_FIELDS: usize = 256;
-
 /// Bounds of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -165,8 +162,13 @@ impl Pool {
         if let Some(lease) = self.waiting(&demand) {
             return Ok(lease);
         }
+        // Boxed: opening a connection is rare, and its large future would otherwise be part of every request's.
+        Box::pin(self.make(demand)).await
+    }
+
+    async fn make(self: &Arc<Self>, demand: Demand<'_>) -> Result<Lease, ConnectError> {
         if demand.wanted == Wanted::Http1 {
-            return self.open(&demand).await;
+            return Box::pin(self.open(&demand)).await;
         }
         let turn = self.shards[demand.worker].opening.lock();
         let Ok(_turn) = tokio::time::timeout_at(demand.deadline.into(), turn).await else {
@@ -175,7 +177,7 @@ impl Pool {
         };
         match self.waiting(&demand) {
             Some(lease) => Ok(lease),
-            None => self.open(&demand).await,
+            None => Box::pin(self.open(&demand)).await,
         }
     }
 
@@ -227,6 +229,7 @@ impl Pool {
         Some(self.hold(Held::Http1(idle.sender), idle.made, demand.worker, true))
     }
 
+    /// Boxed where it is awaited: a connection is rare, and every request would have room for its handshake otherwise.
     async fn open(self: &Arc<Self>, demand: &Demand<'_>) -> Result<Lease, ConnectError> {
         let Demand { wanted, host, deadline, worker, .. } = *demand;
         let connected = connect(&self.target, &self.resolver, wanted, host, deadline, &self.meters).await?;
@@ -251,7 +254,6 @@ impl Pool {
     async fn start_http1(&self, connected: Connected) -> hyper::Result<http1::SendRequest<OutBody>> {
         let (sender, connection) = http1::Builder::new()
             .read_buf_exact_size(Some(READ_BUFFER))
-            .max_headers(RESPONSE_FIELDS)
             .max_header_size(self.bounds.response_head)
             .handshake(TokioIo::new(connected.stream))
             .await?;

@@ -70,6 +70,7 @@ fallback: {max_failures: 3}",
         }
         second.exchange(request.body(bytes::Bytes::new()).unwrap()).unwrap();
     }
+    drop(second);
     let mut broken = server.client();
     broken.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nCookie: {SESSION}\r\nAuthorization {PASSWORD}\r\n\r\n"));
     assert_clean("a refusal", &String::from_utf8_lossy(&broken.rest().unwrap_or_default()));
