@@ -175,8 +175,13 @@ fn is_told(text: &str, report: &StatusReport) -> bool {
         || (report.config.last_error.is_some() && text.starts_with("configuration rejected"))
 }
 
+/// An entry of `degraded` as a sentence. A name stays as it is written.
 fn sentence(text: &str) -> String {
-    format!("Attention: {}.", text.trim_end_matches('.'))
+    let stop = if text.ends_with('.') { "" } else { "." };
+    match text.strip_prefix("the ") {
+        Some(rest) => format!("The {rest}{stop}"),
+        None => format!("{text}{stop}"),
+    }
 }
 
 fn is_named(degraded: &[String], name: &str) -> bool {
@@ -423,7 +428,7 @@ mod tests {
 2 services, 2 of 2 replicas agree.
 api-name02 needs attention: breaker open for 2 m 10 s, old answers; new is tried again in 2 m 50 s.
 
-SERVICE     SHARE ON NEW      BREAKER     RATE  ERRORS old |    new  P99 old |   new  OPEN ON NEW
+SERVICE     SHARE ON NEW      BREAKER     RATE  ERRORS old | new     P99 old | new    OPEN ON NEW
 api-name02  25 % (file: 5 %)  open       310/s      0.02 % | 38.1 %    42 ms |     -            0
 api-name01  50 %              closed   1 240/s      0.01 % | 0.01 %    38 ms | 35 ms           12
 ";
@@ -476,7 +481,7 @@ api-name01  50 %              closed   1 240/s      0.01 % | 0.01 %    38 ms | 3
             (told(|r| r.ready = false), "Not ready: it is starting or draining."),
             (
                 told(|r| r.degraded = vec!["a: certificates of new are not verified".to_owned()]),
-                "Attention: a: certificates of new are not verified.",
+                "a: certificates of new are not verified.",
             ),
             (
                 told(|r| {
