@@ -423,7 +423,7 @@ mod tests {
 2 services, 2 of 2 replicas agree.
 api-name02 needs attention: breaker open for 2 m 10 s, old answers; new is tried again in 2 m 50 s.
 
-SERVICE     SHARE ON NEW      BREAKER     RATE  ERRORS old |    new  P99 old |   new  OPEN ON NEW
+SERVICE     SHARE ON NEW      BREAKER     RATE  ERRORS old | new     P99 old | new    OPEN ON NEW
 api-name02  25 % (file: 5 %)  open       310/s      0.02 % | 38.1 %    42 ms |     -            0
 api-name01  50 %              closed   1 240/s      0.01 % | 0.01 %    38 ms | 35 ms           12
 ";
