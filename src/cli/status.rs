@@ -175,8 +175,13 @@ fn is_told(text: &str, report: &StatusReport) -> bool {
         || (report.config.last_error.is_some() && text.starts_with("configuration rejected"))
 }
 
+/// An entry of `degraded` as a sentence. A name stays as it is written.
 fn sentence(text: &str) -> String {
-    format!("Attention: {}.", text.trim_end_matches('.'))
+    let stop = if text.ends_with('.') { "" } else { "." };
+    match text.strip_prefix("the ") {
+        Some(rest) => format!("The {rest}{stop}"),
+        None => format!("{text}{stop}"),
+    }
 }
 
 fn is_named(degraded: &[String], name: &str) -> bool {
@@ -476,7 +481,7 @@ api-name01  50 %              closed   1 240/s      0.01 % | 0.01 %    38 ms | 3
             (told(|r| r.ready = false), "Not ready: it is starting or draining."),
             (
                 told(|r| r.degraded = vec!["a: certificates of new are not verified".to_owned()]),
-                "Attention: a: certificates of new are not verified.",
+                "a: certificates of new are not verified.",
             ),
             (
                 told(|r| {
