@@ -1,6 +1,7 @@
 //! Why a try gave no response, and why we refuse a request ourselves: whom to blame, whether anything was sent, what the
 //! client sees.
 
+use std::error::Error as _;
 use std::fmt;
 use std::time::Duration;
 
@@ -41,7 +42,8 @@ pub enum Failure {
 
 impl Failure {
     /// Judges an error of [`crate::upstream::pool::Lease::send`].
-    pub fn of_send(error: SendError, reused: bool, upload: Option<UploadFault>) -> (Self, Option<Unsent>) {
+    /// `may_have_ended`: the peer may have closed the connection before it saw the request.
+    pub fn of_send(error: SendError, may_have_ended: bool, upload: Option<UploadFault>) -> (Self, Option<Unsent>) {
         let SendError { error, unsent } = error;
         if let Some(fault) = upload {
             return (Self::Upload(fault), None);
@@ -52,7 +54,7 @@ impl Failure {
             Self::Head(error)
         } else if error.is_parse() {
             Self::Reset(error)
-        } else if reused {
+        } else if may_have_ended || is_unprocessed(&error) {
             Self::Raced(error)
         } else {
             Self::Reset(error)
@@ -137,6 +139,14 @@ impl Failure {
             Self::Full | Self::Open => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
+}
+
+/// The peer says that it did nothing with this stream (RFC 9113, 8.7).
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else { return false };
+    let reason = error.reason();
+    error.is_remote()
+        && (reason == Some(h2::Reason::REFUSED_STREAM) || error.is_go_away() && reason == Some(h2::Reason::NO_ERROR))
 }
 
 /// The request, handed back by the connection that did not send it.

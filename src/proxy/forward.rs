@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, request};
+use http::{HeaderValue, Request, Response, StatusCode, header, request};
 use hyper::body::Incoming;
 
 use super::exchange::Exchange;
@@ -40,6 +40,9 @@ pub struct Draft<'a> {
     pub upload: Option<Arc<Progress>>,
     /// The upgrade that the client asks for.
     pub upgrade: Option<HeaderValue>,
+    /// A safe request without a body (RFC 9110, 9.2.1): the head alone is the whole request. Kept apart from the head,
+    /// which is gone once a request that may not be repeated was sent.
+    pub repeatable: bool,
     /// It is a gRPC call.
     pub is_grpc: bool,
     /// The worker that serves it.
@@ -99,7 +102,7 @@ pub async fn forward(
 ) -> Result<Forwarded, Stop> {
     let mut cluster = decision.cluster;
     let mut history = History::default();
-    let usual_idle = (!draft.is_repeatable()).then_some(RECENT);
+    let usual_idle = (!draft.repeatable).then_some(RECENT);
     let mut longest_idle = usual_idle;
     // Between the request and its first try lie microseconds: one look at the clock serves both.
     let mut now = exchange.start();
@@ -198,7 +201,7 @@ impl Draft<'_> {
             Ok(response) => Ok((response, lease)),
             Err(error) => {
                 let fault = self.upload.as_ref().and_then(|upload| upload.fault());
-                let (failure, unsent) = Failure::of_send(error, lease.reused, fault);
+                let (failure, unsent) = Failure::of_send(error, lease.may_have_ended(), fault);
                 if let Some(unsent) = unsent {
                     let (head, body) = unsent.into_parts();
                     (self.head, self.body) = (head, Some(body));
@@ -211,7 +214,7 @@ impl Draft<'_> {
     /// The request as this cluster gets it. The head is kept only where the request may be sent once more.
     fn request(&mut self, cluster: Cluster, lease: &Lease) -> Request<OutBody> {
         let body = self.body.take().unwrap_or_default();
-        let mut head = if self.is_repeatable() { headers::copy(&self.head) } else { self.take_head() };
+        let mut head = if self.repeatable { headers::copy(&self.head) } else { self.take_head() };
         let tls = match cluster {
             Cluster::Old => self.service.config.old.protocol == Protocol::Https,
             Cluster::New => self.service.config.new.protocol == Protocol::Https,
@@ -316,14 +319,7 @@ impl Draft<'_> {
 
     /// Sending it once more cannot repeat an effect.
     fn may_repeat(&self, failure: &Failure) -> bool {
-        failure.is_unsent() && self.body.is_some() || self.is_repeatable() && self.service.config.retry.after_send
-    }
-
-    /// A safe request without a body (RFC 9110, 9.2.1): the head alone is the whole request.
-    fn is_repeatable(&self) -> bool {
-        self.upload.is_none()
-            && self.upgrade.is_none()
-            && matches!(self.head.method, Method::GET | Method::HEAD | Method::OPTIONS)
+        failure.is_unsent() && self.body.is_some() || self.repeatable && self.service.config.retry.after_send
     }
 
     fn may_fall_back(&self, cluster: Cluster, decision: &Decision) -> bool {
@@ -334,7 +330,7 @@ impl Draft<'_> {
     fn limit(&self, cluster: Cluster, decision: &Decision, now: Instant) -> Instant {
         let timeouts = &self.service.config.timeouts;
         let limit = self.deadline.min(now + timeouts.response_header);
-        if self.may_fall_back(cluster, decision) && self.is_repeatable() {
+        if self.may_fall_back(cluster, decision) && self.repeatable {
             let start = self.deadline - timeouts.total;
             return limit.min(start + timeouts.total * 2 / 3);
         }

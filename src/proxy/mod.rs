@@ -260,6 +260,7 @@ impl Found {
             id: &self.id,
             head,
             body: Some(body),
+            repeatable: upload.is_none() && upgrade.is_none() && is_safe(exchange.method()),
             upload,
             upgrade,
             is_grpc,
@@ -338,6 +339,11 @@ fn has_one_coding(request: &Request<Incoming>) -> bool {
     }
     let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
     codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
+}
+
+/// Methods without an effect (RFC 9110, 9.2.1).
+fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
 /// Decisions for new that its state turned to old count as fallbacks too.

@@ -92,6 +92,9 @@ pub enum ConnectCause {
     /// A step took too long.
     #[error("{} timed out", .0.as_str())]
     TimedOut(Phase),
+    /// Another request was opening the connection that this one waited for.
+    #[error("connect: the connection that others wait for too could not be opened")]
+    Shared,
     /// The request's host is no server name.
     #[error("the request's host is no valid server name")]
     ServerName,

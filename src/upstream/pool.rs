@@ -2,7 +2,7 @@
 //! mix; a shard is locked by its own worker only, but for the sweep of idle connections.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,12 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::task::AbortHandle;
 
 use super::body::OutBody;
 use super::connect::{ConnectCause, ConnectError, Connected, Target, Wanted, connect};
 use super::resolve::Resolver;
+use crate::telemetry::labels::Phase;
 use crate::telemetry::metrics::{ConnectionGauge, ServiceMeters};
 
 /// A connection is renewed at this age, give or take a fifth, so that a load balancer's new backends get their share.
@@ -24,6 +26,9 @@ const STREAMS: usize = 64;
 
 /// One read from an upstream. Large enough that big bodies need few system calls; held while the connection lives.
 const READ_BUFFER: usize = 16 * 1024;
+
+/// Fields of a response head. hyper's default of 100 is less than some applications send; the bytes are bounded apart.
+const RESPONSE_FIELDS: usize = 256;
 
 /// Bounds of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +49,17 @@ pub struct Pool {
     meters: Arc<ServiceMeters>,
     shards: Box<[Shard]>,
     idle: AtomicUsize,
+    /// Another pool has taken over: nothing is kept any more.
+    closed: AtomicBool,
+    /// The backend has chosen HTTP/1.1 where HTTP/2 was offered.
+    chooses_http1: AtomicBool,
 }
 
 struct Shard {
     connections: Mutex<Connections>,
-    /// Held while an HTTP/2 connection is being opened, so that a burst opens one and not a hundred.
-    opening: tokio::sync::Mutex<()>,
+    /// Held while an HTTP/2 connection is being opened, so that a burst opens one and not a hundred. Says when the last
+    /// one failed: whoever waited for it shares its failure.
+    opening: tokio::sync::Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -61,6 +71,7 @@ struct Connections {
 /// An HTTP/1.1 connection that waits.
 struct Idle {
     sender: http1::SendRequest<OutBody>,
+    driver: AbortHandle,
     made: Made,
     since: Instant,
 }
@@ -70,6 +81,8 @@ struct Shared {
     sender: http2::SendRequest<OutBody>,
     made: Made,
     in_flight: AtomicUsize,
+    /// When its last request ended.
+    used: Mutex<Instant>,
     /// What the peer allows, written by the connection's driver.
     allowed: Arc<AtomicUsize>,
 }
@@ -90,12 +103,12 @@ pub struct Lease {
     held: Held,
     made: Made,
     worker: usize,
-    /// The connection has served a request before, so it may have been closed meanwhile.
-    pub reused: bool,
+    /// The connection has served a request before.
+    reused: bool,
 }
 
 enum Held {
-    Http1(http1::SendRequest<OutBody>),
+    Http1(http1::SendRequest<OutBody>, AbortHandle),
     Http2(Arc<Shared>),
     Gone,
 }
@@ -135,9 +148,18 @@ impl Pool {
         resolver: Arc<Resolver>,
         meters: Arc<ServiceMeters>,
     ) -> Arc<Self> {
-        let shard = || Shard { connections: Mutex::default(), opening: tokio::sync::Mutex::new(()) };
+        let shard = || Shard { connections: Mutex::default(), opening: tokio::sync::Mutex::new(None) };
         let shards = std::iter::repeat_with(shard).take(workers.max(1)).collect();
-        Arc::new(Self { target, bounds, resolver, meters, shards, idle: AtomicUsize::new(0) })
+        Arc::new(Self {
+            target,
+            bounds,
+            resolver,
+            meters,
+            shards,
+            idle: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            chooses_http1: AtomicBool::new(false),
+        })
     }
 
     /// Where the connections go.
@@ -167,39 +189,57 @@ impl Pool {
     }
 
     async fn make(self: &Arc<Self>, demand: Demand<'_>) -> Result<Lease, ConnectError> {
-        if demand.wanted == Wanted::Http1 {
-            return Box::pin(self.open(&demand)).await;
+        let since = Instant::now();
+        if demand.wanted == Wanted::Http1 || self.chooses_http1.load(Ordering::Relaxed) {
+            return self.open(&demand).await;
         }
+        // Waiting for a connection that another request opens counts like opening it.
+        let demand = Demand { deadline: demand.deadline.min(since + self.target.timeout), ..demand };
+        let nowhere = |cause| ConnectError { address: None, has_alternative: false, cause };
         let turn = self.shards[demand.worker].opening.lock();
-        let Ok(_turn) = tokio::time::timeout_at(demand.deadline.into(), turn).await else {
-            let cause = ConnectCause::TimedOut(crate::telemetry::labels::Phase::Connect);
-            return Err(ConnectError { address: None, has_alternative: false, cause });
+        let Ok(mut failed_at) = tokio::time::timeout_at(demand.deadline.into(), turn).await else {
+            return Err(nowhere(ConnectCause::TimedOut(Phase::Connect)));
         };
-        match self.waiting(&demand) {
-            Some(lease) => Ok(lease),
-            None => Box::pin(self.open(&demand)).await,
+        if let Some(lease) = self.waiting(&demand) {
+            return Ok(lease);
         }
+        if failed_at.is_some_and(|failed_at| failed_at >= since) {
+            return Err(nowhere(ConnectCause::Shared));
+        }
+        let opened = self.open(&demand).await;
+        *failed_at = opened.is_err().then(Instant::now);
+        opened
     }
 
     /// Closes connections that have been idle too long.
     pub fn sweep(&self, now: Instant) {
+        let limit = self.bounds.idle_timeout;
+        self.close_where(|since| now.saturating_duration_since(since) > limit, now);
+    }
+
+    /// Closes what is idle and keeps nothing from now on: another pool has taken over.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.close_where(|_| true, Instant::now());
+    }
+
+    fn close_where(&self, is_over: impl Fn(Instant) -> bool, now: Instant) {
         for shard in &self.shards {
-            let expired: Vec<Idle> = {
+            let ended: Vec<Idle> = {
                 let mut connections = lock(shard);
-                connections.http2.retain(|shared| !shared.sender.is_closed() && now < shared.made.renew_at);
-                let is_expired = |idle: &mut Idle| {
-                    idle.sender.is_closed() || now.duration_since(idle.since) > self.bounds.idle_timeout
-                };
-                connections.http1.extract_if(.., is_expired).collect()
+                connections.http2.retain(|shared| !shared.sender.is_closed() && !shared.is_over(&is_over, now));
+                connections.http1.extract_if(.., |idle| idle.sender.is_closed() || is_over(idle.since)).collect()
             };
-            self.left(expired.len());
+            self.left(ended.len());
         }
     }
 
     fn waiting(self: &Arc<Self>, demand: &Demand<'_>) -> Option<Lease> {
         let now = demand.now;
         let mut connections = lock(&self.shards[demand.worker]);
+        let takes_any = demand.longest_idle != Some(Duration::ZERO);
         if demand.wanted == Wanted::Http2
+            && takes_any
             && let Some(shared) = connections.http2.iter().find(|shared| shared.takes(demand, now))
         {
             return Some(self.share(shared.clone(), demand.worker, true));
@@ -226,7 +266,7 @@ impl Pool {
         drop(connections);
         self.left(dropped + usize::from(found.is_some()));
         let idle = found?;
-        Some(self.hold(Held::Http1(idle.sender), idle.made, demand.worker, true))
+        Some(self.hold(Held::Http1(idle.sender, idle.driver), idle.made, demand.worker, true))
     }
 
     /// Boxed where it is awaited: a connection is rare, and every request would have room for its handshake otherwise.
@@ -243,29 +283,32 @@ impl Pool {
         };
         if connected.is_http2 {
             let (sender, allowed) = self.start_http2(connected).await.map_err(failed)?;
-            let shared = Arc::new(Shared { sender, made, in_flight: AtomicUsize::new(0), allowed });
+            let used = Mutex::new(Instant::now());
+            let shared = Arc::new(Shared { sender, made, in_flight: AtomicUsize::new(0), used, allowed });
             lock(&self.shards[worker]).http2.push(shared.clone());
             return Ok(self.share(shared, worker, false));
         }
-        let sender = self.start_http1(connected).await.map_err(failed)?;
-        Ok(self.hold(Held::Http1(sender), made, worker, false))
+        self.chooses_http1.store(wanted == Wanted::Http2, Ordering::Relaxed);
+        let (sender, driver) = self.start_http1(connected).await.map_err(failed)?;
+        Ok(self.hold(Held::Http1(sender, driver), made, worker, false))
     }
 
-    async fn start_http1(&self, connected: Connected) -> hyper::Result<http1::SendRequest<OutBody>> {
+    async fn start_http1(&self, connected: Connected) -> hyper::Result<(http1::SendRequest<OutBody>, AbortHandle)> {
         let (sender, connection) = http1::Builder::new()
             .read_buf_exact_size(Some(READ_BUFFER))
+            .max_headers(RESPONSE_FIELDS)
             .max_header_size(self.bounds.response_head)
             .handshake(TokioIo::new(connected.stream))
             .await?;
         #[expect(
             clippy::disallowed_methods,
-            reason = "owned by the pool; ends when its sender is dropped or the peer closes"
+            reason = "owned by the lease or the idle list; ends with the peer, or aborted with its owner"
         )]
-        tokio::spawn(async move {
+        let driver = tokio::spawn(async move {
             // The request that was under way hears of the error; there is nobody else to tell.
             let _ = connection.with_upgrades().await;
         });
-        Ok(sender)
+        Ok((sender, driver.abort_handle()))
     }
 
     async fn start_http2(
@@ -305,8 +348,8 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request, unless there are enough.
-    fn keep(&self, worker: usize, sender: http1::SendRequest<OutBody>, made: Made, now: Instant) {
-        if sender.is_closed() || now >= made.renew_at {
+    fn keep(&self, worker: usize, idle: Idle) {
+        if idle.sender.is_closed() || idle.since >= idle.made.renew_at || self.closed.load(Ordering::Relaxed) {
             return;
         }
         if self.idle.fetch_add(1, Ordering::Relaxed) >= self.bounds.max_idle {
@@ -314,7 +357,7 @@ impl Pool {
             return;
         }
         self.gauge().idle_inc();
-        lock(&self.shards[worker]).http1.push(Idle { sender, made, since: now });
+        lock(&self.shards[worker]).http1.push(idle);
     }
 
     fn left(&self, count: usize) {
@@ -343,6 +386,11 @@ impl Made {
 }
 
 impl Shared {
+    fn is_over(&self, is_over: &impl Fn(Instant) -> bool, now: Instant) -> bool {
+        let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        now >= self.made.renew_at || self.in_flight.load(Ordering::Relaxed) == 0 && is_over(used)
+    }
+
     fn takes(&self, demand: &Demand<'_>, now: Instant) -> bool {
         let most = STREAMS.min(self.allowed.load(Ordering::Relaxed)).max(1);
         self.made.fits(demand)
@@ -353,6 +401,11 @@ impl Shared {
 }
 
 impl Lease {
+    /// The peer may have closed the connection while it was idle. On HTTP/2 the peer says what it did not process.
+    pub fn may_have_ended(&self) -> bool {
+        self.reused && matches!(self.held, Held::Http1(..))
+    }
+
     /// The address of the backend.
     pub fn address(&self) -> std::net::SocketAddr {
         self.made.address
@@ -362,7 +415,7 @@ impl Lease {
     pub fn version(&self) -> http::Version {
         match self.held {
             Held::Http2(_) => http::Version::HTTP_2,
-            Held::Http1(_) | Held::Gone => http::Version::HTTP_11,
+            Held::Http1(..) | Held::Gone => http::Version::HTTP_11,
         }
     }
 
@@ -373,7 +426,7 @@ impl Lease {
     /// The connection failed; the request comes back when nothing of it was sent.
     pub async fn send(&mut self, request: Request<OutBody>) -> Result<Response<Incoming>, SendError> {
         let result = match &mut self.held {
-            Held::Http1(sender) => sender.try_send_request(request).await,
+            Held::Http1(sender, _) => sender.try_send_request(request).await,
             Held::Http2(shared) => shared.sender.clone().try_send_request(request).await,
             Held::Gone => unreachable!("a lease sends before it is given back"),
         };
@@ -382,8 +435,12 @@ impl Lease {
 
     /// Gives the connection back after a whole exchange. A lease that is only dropped closes an HTTP/1.1 connection.
     pub fn recycle(mut self, now: Instant) {
-        if let Held::Http1(sender) = std::mem::replace(&mut self.held, Held::Gone) {
-            self.pool.keep(self.worker, sender, self.made.clone(), now);
+        match std::mem::replace(&mut self.held, Held::Gone) {
+            Held::Http1(sender, driver) => {
+                let idle = Idle { sender, driver, made: self.made.clone(), since: now };
+                self.pool.keep(self.worker, idle);
+            }
+            other => self.held = other,
         }
     }
 }
@@ -391,8 +448,15 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.pool.gauge().active_dec();
-        if let Held::Http2(shared) = &self.held {
-            shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+        match &self.held {
+            // A driver that has more to write to a peer that does not read would otherwise live on, and the client's
+            // body with it.
+            Held::Http1(_, driver) => driver.abort(),
+            Held::Http2(shared) => {
+                *shared.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+            }
+            Held::Gone => {}
         }
     }
 }
