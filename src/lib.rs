@@ -77,7 +77,7 @@
 //! 5. What may have been executed is never sent twice. `fallback::an_unsafe_request_is_repeated_only_when_nothing_was_sent`,
 //!    `fallback::a_post_is_sent_at_most_once_while_new_dies`
 //! 6. A connection never leaves its upstream, so identities never mix.
-//!    `forwarding::connections_to_an_origin_are_kept_and_never_shared_between_services`
+//!    `pooling::connections_to_an_origin_are_kept_and_never_shared_between_services`
 //! 7. A bad file changes nothing but status, metric and log; a good one touches nothing of services that did not change.
 //!    `reload::a_bad_file_changes_nothing_but_status_and_metric`,
 //!    `reload::pools_breakers_and_connections_survive_another_service_s_change`

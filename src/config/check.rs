@@ -88,7 +88,7 @@ pub(super) fn service(problems: &mut Problems, service: &Service, node: &Node, p
     for (key, cluster) in [("old", &service.old), ("new", &service.new)] {
         if !cluster.verify {
             let message = format!(
-                "certificates of {key} of \"{}\" are not verified: anybody on the way can read and change requests",
+                "service {}: certificates of {key} are not verified: anybody on the way can read and change requests",
                 service.name
             );
             report.warn(&[key, "verify"], &message, None);

@@ -292,7 +292,8 @@ fn degraded_service(service: &Service, moment: Moment) -> impl Iterator<Item = S
         Some(breaker::State::Closed) | None => None,
     };
     let safe_mode = service.lasting.safe_mode.is_on().then(|| format!("{name}: safe mode is on"));
-    let unverified = unverified(service).map(move |side| format!("{name}: certificates of {side} are not verified"));
+    let unverified =
+        unverified(service).map(move |side| format!("{name}: {side}.verify is off, its certificates are not checked"));
     breaker.into_iter().chain(safe_mode).chain(unverified)
 }
 

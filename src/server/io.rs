@@ -20,7 +20,7 @@ use crate::proxy::connection::Flow;
 
 /// What a client is told whose request head did not come in time.
 const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\n\
-    content-length: 57\r\nconnection: close\r\n\r\n408 Request Timeout: the request head did not come in time";
+    content-length: 58\r\nconnection: close\r\n\r\n408 Request Timeout: the request head did not come in time";
 
 /// A client's stream with its time limits.
 pub struct Guarded {

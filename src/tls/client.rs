@@ -39,17 +39,24 @@ impl PartialEq for Identity {
 pub struct Identities<'a> {
     environment: &'a Environment,
     files: HashMap<PathBuf, Arc<Vec<u8>>>,
-    /// By `ca_file`; `None` stands for the roots of the environment.
-    roots: HashMap<Option<PathBuf>, Arc<Roots>>,
+    /// By `ca_file`; without one, what the environment names.
+    trusts: HashMap<Option<PathBuf>, Arc<Trust>>,
     verifiers: HashMap<[u8; 32], Arc<dyn ServerCertVerifier>>,
     built: HashMap<[u8; 32], Arc<Identity>>,
 }
 
-/// Trust roots as they were read, and what tells them from others.
-struct Roots {
-    files: Vec<PathBuf>,
-    texts: Vec<Arc<Vec<u8>>>,
+/// The roots that a cluster trusts, as read.
+struct Trust {
+    sources: Vec<Source>,
     mark: [u8; 32],
+}
+
+/// A file of roots.
+struct Source {
+    file: PathBuf,
+    text: Arc<Vec<u8>>,
+    /// Files of a folder may be anything; those that hold no certificate are passed over.
+    of_folder: bool,
 }
 
 /// Which key of a cluster names the file that cannot be used.
@@ -65,7 +72,7 @@ impl<'a> Identities<'a> {
     /// Identities of earlier snapshots are handed in, so that an unchanged one keeps its session cache.
     pub fn new(environment: &'a Environment, earlier: impl IntoIterator<Item = Arc<Identity>>) -> Self {
         let built = earlier.into_iter().map(|identity| (identity.fingerprint, identity)).collect();
-        Self { environment, files: HashMap::new(), roots: HashMap::new(), verifiers: HashMap::new(), built }
+        Self { environment, files: HashMap::new(), trusts: HashMap::new(), verifiers: HashMap::new(), built }
     }
 
     /// The identity for a cluster.
@@ -74,8 +81,8 @@ impl<'a> Identities<'a> {
     ///
     /// A file that is missing, unreadable or not what it should be.
     pub fn get(&mut self, options: &ClusterOptions) -> Result<Arc<Identity>, Fault> {
-        let roots = self.roots(options).map_err(Fault::Roots)?;
-        let root_mark = mark([&[u8::from(options.verify)], &roots.mark[..]].into_iter());
+        let trust = self.trust(options.ca_file.as_deref()).map_err(Fault::Roots)?;
+        let root_mark = mark([&[u8::from(options.verify)], &trust.mark[..]].into_iter());
         let client = match &options.client {
             None => None,
             Some(files) => {
@@ -93,7 +100,7 @@ impl<'a> Identities<'a> {
         let verifier = match self.verifiers.get(&root_mark) {
             Some(verifier) => verifier.clone(),
             None => {
-                let verifier = verifier(options.verify, &roots.files, &roots.texts).map_err(Fault::Roots)?;
+                let verifier = verifier(options.verify, &trust).map_err(Fault::Roots)?;
                 self.verifiers.insert(root_mark, verifier.clone());
                 verifier
             }
@@ -104,32 +111,36 @@ impl<'a> Identities<'a> {
         Ok(identity)
     }
 
-    /// `ca_file` alone when set, else what the environment names, else the roots that we carry. A folder of hundreds of
-    /// roots is listed, read and hashed once for all services.
-    fn roots(&mut self, options: &ClusterOptions) -> Result<Arc<Roots>, Error> {
-        if let Some(roots) = self.roots.get(&options.ca_file) {
-            return Ok(roots.clone());
+    /// The roots of a cluster, read and marked once for all clusters that share them.
+    fn trust(&mut self, ca_file: Option<&Path>) -> Result<Arc<Trust>, Error> {
+        let key = ca_file.map(Path::to_owned);
+        if let Some(trust) = self.trusts.get(&key) {
+            return Ok(trust.clone());
         }
-        let files = match &options.ca_file {
-            Some(file) => vec![file.clone()],
-            None => self.environment_files(),
-        };
-        let texts = files.iter().map(|file| self.read(file)).collect::<Result<Vec<_>, _>>()?;
-        let mark = mark(texts.iter().map(|text| &text[..]));
-        let roots = Arc::new(Roots { files, texts, mark });
-        self.roots.insert(options.ca_file.clone(), roots.clone());
-        Ok(roots)
+        let mut sources = Vec::new();
+        for (file, of_folder) in self.root_files(ca_file) {
+            match self.read(&file) {
+                Ok(text) => sources.push(Source { file, text, of_folder }),
+                Err(error) if !of_folder => return Err(error),
+                Err(_) => {}
+            }
+        }
+        let mark = mark(sources.iter().map(|source| &source.text[..]));
+        let trust = Trust { sources, mark };
+        let trust = Arc::new(trust);
+        self.trusts.insert(key, trust.clone());
+        Ok(trust)
     }
 
-    fn environment_files(&self) -> Vec<PathBuf> {
-        let mut files = Vec::new();
-        if let Some(file) = self.environment.get("SSL_CERT_FILE").filter(|file| !file.is_empty()) {
-            files.push(PathBuf::from(file));
+    /// `ca_file` alone when set, else what the environment names, else none: then the roots that we carry count.
+    fn root_files(&self, ca_file: Option<&Path>) -> Vec<(PathBuf, bool)> {
+        if let Some(file) = ca_file {
+            return vec![(file.to_owned(), false)];
         }
-        if let Some(folder) = self.environment.get("SSL_CERT_DIR").filter(|folder| !folder.is_empty()) {
-            files.extend(certificates_in(Path::new(folder)));
-        }
-        files
+        let variable = |name| self.environment.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let file = variable("SSL_CERT_FILE").map(|file| (file, false));
+        let folder = variable("SSL_CERT_DIR").map(|folder| certificates_in(&folder)).unwrap_or_default();
+        file.into_iter().chain(folder.into_iter().map(|file| (file, true))).collect()
     }
 
     fn read(&mut self, file: &Path) -> Result<Arc<Vec<u8>>, Error> {
@@ -159,19 +170,23 @@ fn mark<'b>(parts: impl Iterator<Item = &'b [u8]>) -> [u8; 32] {
     hash.finalize().into()
 }
 
-fn verifier(verify: bool, files: &[PathBuf], texts: &[Arc<Vec<u8>>]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+fn verifier(verify: bool, trust: &Trust) -> Result<Arc<dyn ServerCertVerifier>, Error> {
     if !verify {
         return Ok(Arc::new(Unverified));
     }
     let mut roots = RootCertStore::empty();
-    for (file, text) in files.iter().zip(texts) {
-        roots.roots.extend(pem::roots(file, text)?.roots);
+    for Source { file, text, of_folder } in &trust.sources {
+        match pem::roots(file, text) {
+            Ok(found) => roots.roots.extend(found.roots),
+            Err(error) if !of_folder => return Err(error),
+            Err(_) => {}
+        }
     }
-    if files.is_empty() {
+    if trust.sources.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
     let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), PROVIDER.clone()).build();
-    let file = files.first().cloned().unwrap_or_default();
+    let file = trust.sources.first().map(|source| source.file.clone()).unwrap_or_default();
     let inner = inner.map_err(|error| Error::new(file, format!("cannot verify servers: {error}")))?;
     Ok(Arc::new(Verified { inner }))
 }

@@ -208,13 +208,6 @@ impl Server {
         server
     }
 
-    /// Starts it again after its end, with the file as it stands now.
-    #[track_caller]
-    pub fn restart(&mut self) {
-        self.child = serve(&self.file, &self.directory);
-        self.wait_until_ready();
-    }
-
     #[track_caller]
     fn wait_until_ready(&mut self) {
         let admin = self.addresses.admin;

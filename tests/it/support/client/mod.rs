@@ -190,7 +190,7 @@ impl Client {
         let session = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
         let mut stream = StreamOwned::new(session, connect(address, None)?);
         while stream.conn.is_handshaking() {
-            stream.conn.complete_io(&mut stream.sock)?;
+            uninterrupted(|| stream.conn.complete_io(&mut stream.sock))?;
         }
         Ok(Self::over(Wire::Tls(Box::new(stream))))
     }
@@ -292,10 +292,10 @@ impl Client {
         self.used = 0;
         let start = self.buffer.len();
         self.buffer.resize(start + PIECE, 0);
-        let read = match &mut self.wire {
+        let read = uninterrupted(|| match &mut self.wire {
             Wire::Plain(stream) => stream.read(&mut self.buffer[start..]),
             Wire::Tls(stream) => stream.read(&mut self.buffer[start..]),
-        };
+        });
         self.buffer.truncate(start + *read.as_ref().unwrap_or(&0));
         read.map(|length| length > 0)
     }
@@ -488,6 +488,17 @@ impl Client {
             if !self.line()?.is_empty() {
                 return Err(malformed("no line end behind a chunk"));
             }
+        }
+    }
+}
+
+/// A process that was stopped and goes on finds its blocking calls with a time limit ended (signal(7)): that is nobody's
+/// failure, and they are begun anew.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
         }
     }
 }
