@@ -2,6 +2,7 @@
 //! what became of it. Needs no network, no file and no privilege, and leaves nothing behind.
 
 use std::fs::{self, DirBuilder};
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -13,7 +14,8 @@ use http::header::HOST;
 use http_body_util::Empty;
 use jiff::Timestamp;
 use tokio::net::TcpStream;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client::{AdminUrl, Client, exchange};
 use super::output::{self, Exit, Failure};
@@ -52,6 +54,9 @@ pub struct Arguments {
 ///
 /// There is no place for its files, or something does not start.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    // Before anything exists that must be removed.
+    let mut signals =
+        Signals::new().map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
     let directory = Directory::new().map_err(|error| {
         let place = std::env::temp_dir();
         let what = format!("cannot make a directory in {}: {error}; name another one with TMPDIR", place.display());
@@ -60,12 +65,44 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let clusters = prepare(&directory.path)?;
     let config = directory.path.join("migration.yaml");
     let app = run::start(Options { config, environment: config::environment() })?;
-    if let Err(failure) = present(&app, &clusters, &directory.path, arguments.exit) {
-        app.shutdown();
-        return Err(failure);
+    let shown = present(&app, &clusters, &directory.path, &mut signals, arguments.exit);
+    if shown.is_ok() && !arguments.exit {
+        signals.until(pending::<()>());
     }
-    let clean = if arguments.exit { app.shutdown() } else { app.run_until_signal() };
+    let clean = app.shutdown();
+    shown?;
     Ok(if clean { Exit::Done } else { Exit::Failed })
+}
+
+/// The signals that end a demo, from its first step to its last: one that comes while something else is done waits
+/// here. A terminal that is closed ends the demo too.
+struct Signals {
+    runtime: Runtime,
+    kinds: [Signal; 3],
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [interrupt, terminate, hangup] = kinds.map(signal);
+        drop(inside);
+        Ok(Self { runtime, kinds: [interrupt?, terminate?, hangup?] })
+    }
+
+    /// Does the work; `None` when a signal came before its end.
+    fn until<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let [interrupt, terminate, hangup] = &mut self.kinds;
+        self.runtime.block_on(async {
+            tokio::select! {
+                done = work => Some(done),
+                _ = interrupt.recv() => None,
+                _ = terminate.recv() => None,
+                _ = hangup.recv() => None,
+            }
+        })
+    }
 }
 
 /// A directory that goes with everything in it.
@@ -120,12 +157,18 @@ fn configuration(directory: &Path, old: SocketAddr, new: SocketAddr) -> String {
 }
 
 /// Sends the traffic and shows what became of it.
-fn present(app: &App, clusters: &ToyClusters, directory: &Path, ends: bool) -> Result<(), Failure> {
+fn present(
+    app: &App,
+    clusters: &ToyClusters,
+    directory: &Path,
+    signals: &mut Signals,
+    ends: bool,
+) -> Result<(), Failure> {
     let missing = || Failure::new(Exit::Failed, "the proxy has no listener");
     let http = *app.addresses.http.first().ok_or_else(missing)?;
     let https = *app.addresses.https.first().ok_or_else(missing)?;
     let admin = app.addresses.admin;
-    let sent = send_traffic(http)?;
+    let sent = signals.until(send_traffic(http)).ok_or_else(|| Failure::new(Exit::Failed, "stopped by a signal"))?;
     let report: StatusReport = Client::new(AdminUrl::local(admin)).json("/status")?;
 
     let width = output::width();
@@ -151,27 +194,12 @@ struct Sent {
     failed: u64,
 }
 
-/// Sends [`TRAFFIC`], unless a signal comes first.
-fn send_traffic(http: SocketAddr) -> Result<Vec<Sent>, Failure> {
-    let fail = |what: String| Failure::new(Exit::Failed, what);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| fail(format!("cannot start: {error}")))?;
-    runtime.block_on(async {
-        let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-        let (Ok(mut interrupt), Ok(mut terminate)) = signals else { return Err(fail("no signal handlers".to_owned())) };
-        let all = async {
-            let mut sent = Vec::with_capacity(TRAFFIC.len());
-            for (service, requests, pinned, _) in TRAFFIC {
-                sent.push(send(http, service, requests, pinned).await);
-            }
-            sent
-        };
-        tokio::select! {
-            sent = all => Ok(sent),
-            _ = interrupt.recv() => Err(fail("stopped".to_owned())),
-            _ = terminate.recv() => Err(fail("stopped".to_owned())),
-        }
-    })
+async fn send_traffic(http: SocketAddr) -> Vec<Sent> {
+    let mut sent = Vec::with_capacity(TRAFFIC.len());
+    for (service, requests, pinned, _) in TRAFFIC {
+        sent.push(send(http, service, requests, pinned).await);
+    }
+    sent
 }
 
 async fn send(http: SocketAddr, service: &str, requests: u32, pinned: bool) -> Sent {
