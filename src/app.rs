@@ -308,10 +308,9 @@ impl Threads {
             let runtime = runtime().map_err(other("a worker's runtime"))?;
             let (proxy, drain, beats) = (proxy.clone(), drain.clone(), beats.clone());
             let work = async move {
-                tokio::select! {
-                    () = Worker::run(worker, proxy, drain) => {}
-                    () = beat(&beats[index], start) => {}
-                }
+                #[expect(clippy::disallowed_methods, reason = "owned by the worker's runtime; ends with it")]
+                tokio::spawn(async move { beat(&beats[index], start).await });
+                Worker::run(worker, proxy, drain).await;
             };
             self.start(format!("worker-{index}"), runtime, work)?;
         }

@@ -94,10 +94,14 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, Unread> {
     if metadata.is_dir() {
         return Err(Unread::Io(ErrorKind::IsADirectory.into()));
     }
+    // A pipe would be waited for, a device never ends.
+    if !metadata.is_file() {
+        return Err(Unread::Io(io::Error::other("not a regular file")));
+    }
     if metadata.len() > MAX_BYTES {
         return Err(Unread::TooLarge);
     }
-    // The size of a pipe is unknown, and a file may grow meanwhile: the read is bounded too.
+    // A file may grow meanwhile: the read is bounded too.
     let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
     File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {

@@ -10,12 +10,31 @@ use tokio::time::Instant;
 
 const BUFFER: usize = 16 * 1024;
 
-/// Relays between `a` and `b`; gives the bytes from `a` and from `b`. A half-closed direction stays half-closed.
+/// Bytes that have moved, also when the relay ends by an error or is dropped.
+#[derive(Debug, Default)]
+pub struct Moved {
+    from_a: AtomicU64,
+    from_b: AtomicU64,
+}
+
+impl Moved {
+    /// Bytes that `a` has sent.
+    pub fn from_a(&self) -> u64 {
+        self.from_a.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that `b` has sent.
+    pub fn from_b(&self) -> u64 {
+        self.from_b.load(Ordering::Relaxed)
+    }
+}
+
+/// Relays between `a` and `b` and counts what moves. A half-closed direction stays half-closed.
 ///
 /// # Errors
 ///
 /// The first error of either side; `TimedOut` after `idle` without a byte in either direction.
-pub async fn relay<A, B>(a: A, b: B, idle: Duration) -> io::Result<(u64, u64)>
+pub async fn relay<A, B>(a: A, b: B, idle: Duration, moved: &Moved) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite,
     B: AsyncRead + AsyncWrite,
@@ -23,7 +42,11 @@ where
     let (a_read, a_write) = tokio::io::split(a);
     let (b_read, b_write) = tokio::io::split(b);
     let activity = Activity::new();
-    let both = async { tokio::try_join!(copy(a_read, b_write, &activity), copy(b_read, a_write, &activity)) };
+    let both = async {
+        let up = copy(a_read, b_write, &moved.from_a, &activity);
+        let down = copy(b_read, a_write, &moved.from_b, &activity);
+        tokio::try_join!(up, down).map(|_| ())
+    };
     tokio::select! {
         copied = both => copied,
         () = activity.idle_for(idle) => Err(io::ErrorKind::TimedOut.into()),
@@ -58,22 +81,25 @@ impl Activity {
     }
 }
 
-async fn copy<R, W>(mut from: ReadHalf<R>, mut to: WriteHalf<W>, activity: &Activity) -> io::Result<u64>
+async fn copy<R, W>(
+    mut from: ReadHalf<R>,
+    mut to: WriteHalf<W>,
+    moved: &AtomicU64,
+    activity: &Activity,
+) -> io::Result<()>
 where
     R: AsyncRead,
     W: AsyncWrite,
 {
     let mut buffer = vec![0; BUFFER];
-    let mut total = 0;
     loop {
         let read = from.read(&mut buffer).await?;
         if read == 0 {
-            to.shutdown().await?;
-            return Ok(total);
+            return to.shutdown().await;
         }
         to.write_all(&buffer[..read]).await?;
         to.flush().await?;
-        total += read as u64;
+        moved.fetch_add(read as u64, Ordering::Relaxed);
         activity.note();
     }
 }
@@ -86,7 +112,8 @@ mod tests {
     async fn bytes_keep_a_relay_open_and_silence_ends_it() {
         let (mut client, left) = tokio::io::duplex(64);
         let (right, mut server) = tokio::io::duplex(64);
-        let relay = relay(left, right, Duration::from_secs(10));
+        let moved = Moved::default();
+        let relay = relay(left, right, Duration::from_secs(10), &moved);
         let talk = async {
             for _ in 0..3 {
                 tokio::time::sleep(Duration::from_secs(8)).await;
@@ -118,9 +145,11 @@ mod tests {
             (seen, back)
         };
 
-        let (counts, (seen, back)) = tokio::join!(relay(left, right, Duration::from_secs(5)), talk);
+        let moved = Moved::default();
+        let (ended, (seen, back)) = tokio::join!(relay(left, right, Duration::from_secs(5), &moved), talk);
 
         assert_eq!((seen.as_slice(), back.as_slice()), (&b"question"[..], &b"answer"[..]));
-        assert_eq!(counts.unwrap(), (8, 6));
+        ended.unwrap();
+        assert_eq!((moved.from_a(), moved.from_b()), (8, 6));
     }
 }

@@ -8,10 +8,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::connection::Offer;
 use super::exchange::Exchange;
 use super::timeouts::Timer;
 use crate::upstream::Settled;
@@ -45,6 +47,8 @@ struct Open {
     upload: Option<Arc<Progress>>,
     reusable: bool,
     settled: Settled,
+    /// On HTTP/2 only: elsewhere the stream itself shows a client that takes nothing.
+    offer: Option<Offer>,
     last: Instant,
     idle: Duration,
 }
@@ -89,7 +93,9 @@ impl ResponseBody {
     /// The body of an upstream's response; `idle` is the longest pause in it.
     pub fn passing(answer: Answer, idle: Duration, exchange: Box<Exchange>, timer: Timer) -> Self {
         let Answer { body, lease, upload, reusable, settled, at } = answer;
-        let open = Open { exchange, lease, timer, upload, reusable, settled, last: at.into(), idle };
+        let is_http2 = exchange.version() == Version::HTTP_2;
+        let offer = is_http2.then(|| Offer::new(exchange.busy().flow().clone()));
+        let open = Open { exchange, lease, timer, upload, reusable, settled, offer, last: at.into(), idle };
         let mut passing = Passing { body, open: Some(open) };
         if passing.body.is_end_stream() {
             passing.complete();
@@ -100,13 +106,18 @@ impl ResponseBody {
 
 impl Passing {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Some(offer) = self.open.as_mut().and_then(|open| open.offer.as_mut()) {
+            offer.set(false);
+            offer.set(frame.is_ready());
+        }
+        match frame {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     clean_trailers(trailers);
                 }
                 if let (Some(open), Some(data)) = (&mut self.open, frame.data_ref()) {
-                    open.exchange.sent(data.len());
+                    open.exchange.sent(data.len() as u64);
                 }
                 if self.body.is_end_stream() {
                     self.complete();
@@ -146,7 +157,10 @@ impl Passing {
         if let Some(Open { exchange, settled, .. }) = self.open.take() {
             let service = exchange.service().map(|service| service.name());
             tracing::debug!(service, %error, "response cut");
-            exchange.busy().flow().break_off();
+            // On HTTP/2 the stream is reset, and the connection's other streams go on.
+            if exchange.version() != Version::HTTP_2 {
+                exchange.busy().flow().break_off();
+            }
             settled.failed_after();
         }
         error

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http::HeaderValue;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::sender::Scheme;
 use crate::tls::certificates::Certificate;
@@ -15,7 +16,6 @@ use crate::tls::certificates::Certificate;
 const KEPT_TIMERS: usize = 4;
 
 /// A client's connection.
-#[derive(Debug)]
 pub struct Connection {
     /// The data worker that serves it.
     pub worker: usize,
@@ -29,7 +29,12 @@ pub struct Connection {
     pub shown: Option<Shown>,
     /// Shared with the byte stream.
     pub flow: Arc<Flow>,
+    /// Counts the connection as open; a tunnel keeps it longer than the connection's own task.
+    pub place: Place,
 }
+
+/// Given back when the connection, and every tunnel that was made of it, has ended.
+pub type Place = Arc<dyn Send + Sync>;
 
 /// What a TLS client asked for and got.
 #[derive(Debug)]
@@ -56,20 +61,49 @@ impl Shown {
 
 impl Connection {
     /// A connection from `peer`.
-    pub fn new(worker: usize, peer: SocketAddr, scheme: Scheme, shown: Option<Shown>, flow: Arc<Flow>) -> Self {
+    pub fn new(
+        worker: usize,
+        peer: SocketAddr,
+        scheme: Scheme,
+        shown: Option<Shown>,
+        flow: Arc<Flow>,
+        place: Place,
+    ) -> Self {
         let text = peer.ip().to_canonical().to_string();
         let peer_text = HeaderValue::from_str(&text).expect("an address is visible ASCII");
-        Self { worker, peer, peer_text, scheme, shown, flow }
+        Self { worker, peer, peer_text, scheme, shown, flow, place }
     }
 }
 
 /// How busy a connection is. The requests write it, the byte stream reads it to tell a slow client from a slow server.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Flow {
+    start: Instant,
     busy: AtomicU32,
     served: AtomicU32,
+    /// Milliseconds from the start to the end of the last request.
+    last_end: AtomicU64,
+    /// Bodies whose next frame waits for the client.
+    ready: AtomicU32,
+    /// Milliseconds from the start to the last frame that a body handed over.
+    last_frame: AtomicU64,
     broken: AtomicBool,
     timers: Mutex<Vec<Pin<Box<Sleep>>>>,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            busy: AtomicU32::new(0),
+            served: AtomicU32::new(0),
+            last_end: AtomicU64::new(0),
+            ready: AtomicU32::new(0),
+            last_frame: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+            timers: Mutex::default(),
+        }
+    }
 }
 
 impl Flow {
@@ -87,6 +121,26 @@ impl Flow {
     /// Requests that have ended.
     pub fn served(&self) -> u32 {
         self.served.load(Ordering::Relaxed)
+    }
+
+    /// When the last request ended.
+    pub fn last_end(&self) -> Instant {
+        self.start + Duration::from_millis(self.last_end.load(Ordering::Relaxed))
+    }
+
+    /// A request has ended; noted before its [`Busy`] is dropped.
+    pub(super) fn note_end(&self, now: Instant) {
+        self.last_end.store(self.millis(now), Ordering::Relaxed);
+    }
+
+    /// Frames wait for the client, and none was taken for `limit`.
+    pub fn is_stalled(&self, now: Instant, limit: Duration) -> bool {
+        let last = self.start + Duration::from_millis(self.last_frame.load(Ordering::Relaxed));
+        self.ready.load(Ordering::Relaxed) > 0 && now.saturating_duration_since(last) > limit
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// A response could not be completed: the connection must end so that nobody takes it for complete.
@@ -109,6 +163,42 @@ impl Flow {
         if timers.len() < KEPT_TIMERS {
             timers.push(timer);
         }
+    }
+}
+
+/// Whether a body waits for its client. On HTTP/2 a client without window is never asked, so nothing else would notice.
+#[derive(Debug)]
+pub(super) struct Offer {
+    flow: Arc<Flow>,
+    is_open: bool,
+}
+
+impl Offer {
+    /// The next frame waits.
+    pub(super) fn new(flow: Arc<Flow>) -> Self {
+        let mut offer = Self { flow, is_open: false };
+        offer.set(true);
+        offer
+    }
+
+    /// The next frame waits, or the client is asked for it.
+    pub(super) fn set(&mut self, is_open: bool) {
+        if is_open == self.is_open {
+            return;
+        }
+        self.is_open = is_open;
+        if is_open {
+            self.flow.last_frame.store(self.flow.millis(Instant::now()), Ordering::Relaxed);
+            self.flow.ready.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.flow.ready.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.set(false);
     }
 }
 

@@ -196,8 +196,8 @@ impl Exchange {
     }
 
     /// Body bytes on their way to the client.
-    pub fn sent(&mut self, bytes: usize) {
-        self.sent += bytes as u64;
+    pub fn sent(&mut self, bytes: u64) {
+        self.sent += bytes;
     }
 
     /// The last byte is on its way.
@@ -206,7 +206,9 @@ impl Exchange {
     }
 
     fn finish(&mut self) {
-        let duration = self.end.unwrap_or_else(Instant::now).saturating_duration_since(self.start);
+        let end = self.end.unwrap_or_else(Instant::now);
+        self.busy.flow().note_end(end.into());
+        let duration = end.saturating_duration_since(self.start);
         if let Some((cluster, start)) = self.current.take() {
             // The client left, or a limit of ours ended the try: nobody's failure.
             let duration = start.elapsed();

@@ -135,7 +135,7 @@ impl Failure {
             }
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Status(status) => *status,
-            Self::Upload(fault) => Refusal::of_upload(*fault).status(),
+            Self::Upload(fault) => Refusal::of_upload(*fault).map_or(StatusCode::BAD_REQUEST, Refusal::status),
             Self::Full | Self::Open => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -199,12 +199,13 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// A client whose body ended early.
-    pub fn of_upload(fault: UploadFault) -> Self {
+    /// A client whose body ended before its end; `None` when the client left and nobody is there to be told.
+    pub fn of_upload(fault: UploadFault) -> Option<Self> {
         match fault {
-            UploadFault::TooLarge => Self::Body,
-            UploadFault::Stalled => Self::Slow,
-            UploadFault::Broken => Self::Malformed("the request body ended early"),
+            UploadFault::TooLarge => Some(Self::Body),
+            UploadFault::Stalled => Some(Self::Slow),
+            UploadFault::Broken => Some(Self::Malformed("the request body is malformed")),
+            UploadFault::Left => None,
         }
     }
 

@@ -25,7 +25,7 @@ use hyper::body::Incoming;
 use body::{Answer, ResponseBody};
 use connection::Connection;
 use exchange::Exchange;
-use failure::Refusal;
+use failure::{Failure, Refusal};
 use forward::{Draft, Forwarded, Stop, forward};
 use host::Host;
 use sender::{RequestId, Scheme, Sender};
@@ -86,7 +86,7 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// The host is unknown and `listen.unknown_host` is `close`.
+    /// The host is unknown and `listen.unknown_host` is `close`, or the client has left.
     pub async fn handle(
         &self,
         connection: &Connection,
@@ -131,6 +131,10 @@ impl Proxy {
         let (upload, wants_upgrade) = (draft.upload.take(), draft.upgrade.is_some());
         match forwarded {
             Err(Stop::Refused(refusal)) => Ok(reply::refused(exchange, refusal, is_grpc)),
+            Err(Stop::Failed(Failure::Upload(fault))) => match Refusal::of_upload(fault) {
+                Some(refusal) => Ok(reply::refused(exchange, refusal, is_grpc)),
+                None => Err(Closed),
+            },
             Err(Stop::Failed(failure)) => {
                 tracing::debug!(service = service.name(), %failure, "request failed");
                 let detail = service.headers.reveals(service.edge.trust.contains(found.client));
@@ -143,7 +147,9 @@ impl Proxy {
                 if wants_upgrade && response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
                     let upstream = hyper::upgrade::on(&mut response);
                     let service = found.service.clone();
-                    Tunnel { client: client_upgrade, upstream, lease, service, exchange }.start(self.drain.clone());
+                    let place = connection.place.clone();
+                    let tunnel = Tunnel { client: client_upgrade, upstream, lease, service, exchange, place };
+                    tunnel.start(self.drain.clone());
                     return Ok(response.map(|_| ResponseBody::Empty));
                 }
                 let service = found.service.clone();

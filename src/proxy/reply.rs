@@ -35,10 +35,8 @@ pub fn refused(mut exchange: Box<Exchange>, refusal: Refusal, is_grpc: bool) -> 
 
 /// An answer to a request for which no upstream had one. `detail` tells the client what happened.
 pub fn failed(exchange: Box<Exchange>, failure: &Failure, detail: bool, is_grpc: bool) -> Response<ResponseBody> {
-    match failure {
-        Failure::Upload(fault) => return refused(exchange, Refusal::of_upload(*fault), is_grpc),
-        Failure::Full => return refused(exchange, Refusal::Full, is_grpc),
-        _ => {}
+    if matches!(failure, Failure::Full) {
+        return refused(exchange, Refusal::Full, is_grpc);
     }
     let status = failure.status();
     if detail {
@@ -80,7 +78,7 @@ fn answer(mut exchange: Box<Exchange>, status: StatusCode, cause: &str, is_grpc:
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     *response.status_mut() = status;
     if exchange.method() != Method::HEAD {
-        exchange.sent(text.len());
+        exchange.sent(text.len() as u64);
         *response.body_mut() = ResponseBody::Text(Bytes::from(text));
     }
     response

@@ -1,12 +1,14 @@
 //! WebSocket, and any other switch of protocols by 101: both sides are taken from hyper and their bytes relayed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
+use super::connection::Place;
 use super::exchange::Exchange;
-use crate::net::relay::relay;
+use crate::net::relay::{Moved, relay};
 use crate::routing::service::Service;
 use crate::shutdown::Drain;
 use crate::upstream::pool::Lease;
@@ -23,6 +25,8 @@ pub struct Tunnel {
     pub service: Arc<Service>,
     /// Its access line is written when the tunnel ends.
     pub exchange: Box<Exchange>,
+    /// The tunnel counts as a connection.
+    pub place: Place,
 }
 
 impl Tunnel {
@@ -34,21 +38,23 @@ impl Tunnel {
             reason = "owned by the drain; ends with either side, the idle limit or the drain"
         )]
         tokio::spawn(async move {
+            let Self { client, upstream, lease, service, mut exchange, place } = self;
+            let moved = Moved::default();
+            let idle = service.config.timeouts.tunnel;
             tokio::select! {
-                () = self.run() => {}
+                () = run(client, upstream, idle, &moved) => {}
                 () = drain.started() => {}
             }
-            drop(held);
+            exchange.sent(moved.from_b());
+            drop((exchange, lease, place, held));
         });
     }
+}
 
-    async fn run(self) {
-        let Self { client, upstream, lease, service, mut exchange } = self;
-        let Ok((client, upstream)) = tokio::try_join!(client, upstream) else { return };
-        let idle = service.config.timeouts.tunnel;
-        if let Ok((_, down)) = relay(TokioIo::new(client), TokioIo::new(upstream), idle).await {
-            exchange.sent(usize::try_from(down).unwrap_or(usize::MAX));
-        }
-        drop(lease);
+/// How the tunnel ends does not matter to either side's bytes: they are counted.
+async fn run(client: OnUpgrade, upstream: OnUpgrade, idle: Duration, moved: &Moved) {
+    let Ok((client, upstream)) = tokio::try_join!(client, upstream) else { return };
+    if let Err(error) = relay(TokioIo::new(client), TokioIo::new(upstream), idle, moved).await {
+        tracing::debug!(%error, "tunnel ended");
     }
 }

@@ -1,11 +1,17 @@
 //! The snapshot that is being served. Readers never wait; a request that has its service keeps it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 use super::service::{Edge, Service};
 use super::snapshot::Snapshot;
+use crate::upstream::pool::Pool;
+
+fn pools(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Pool>> {
+    snapshot.services.iter().flat_map(|service| [&service.old.pool, &service.new.pool])
+}
 
 /// The current snapshot.
 pub struct Live {
@@ -34,8 +40,12 @@ impl Live {
         self.current.load_full()
     }
 
-    /// Serves `snapshot` from the next request on.
+    /// Serves `snapshot` from the next request on. Pools that it does not take over keep what is in use and nothing else.
     pub fn install(&self, snapshot: Snapshot) {
-        self.current.store(Arc::new(snapshot));
+        let kept: HashSet<*const Pool> = pools(&snapshot).map(Arc::as_ptr).collect();
+        let before = self.current.swap(Arc::new(snapshot));
+        for pool in pools(&before).filter(|pool| !kept.contains(&Arc::as_ptr(pool))) {
+            pool.close();
+        }
     }
 }

@@ -10,15 +10,19 @@ use super::worker::{Accepted, Handle};
 use crate::net::listener::Listener;
 use crate::shutdown::Drain;
 
-/// Accepts until the drain starts. At the limit of connections clients wait in the kernel's queue.
+/// Accepts until the drain starts. At the limit of connections one client waits here and the others in the kernel's queue.
 pub async fn accept(listener: Listener, door: Arc<Door>, workers: Vec<Handle>, places: Arc<Semaphore>, drain: Drain) {
     let mut turn = 0;
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let (socket, peer) = tokio::select! {
             accepted = listener.accept() => accepted,
             () = drain.started() => return,
         };
+        let place = tokio::select! {
+            place = places.clone().acquire_owned() => place,
+            () = drain.started() => return,
+        };
+        let Ok(place) = place else { return };
         let Ok(socket) = socket.into_std() else { continue };
         turn += 1;
         let Some(worker) = least_loaded(&workers, turn) else { return };

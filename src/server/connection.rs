@@ -16,9 +16,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::io::Guarded;
+use crate::config::ListenTimeouts;
 use crate::net::stream::Stream;
 use crate::proxy::Proxy;
-use crate::proxy::connection::{Connection, Flow, Shown};
+use crate::proxy::connection::{Connection, Flow, Place, Shown};
 use crate::proxy::failure::Refusal;
 use crate::proxy::sender::Scheme;
 use crate::routing::service::Edge;
@@ -55,37 +56,48 @@ pub struct Tls {
     pub certificates: Arc<Certificates>,
 }
 
-/// Serves one accepted socket to its end.
-pub async fn serve(socket: TcpStream, peer: SocketAddr, door: &Door, proxy: Arc<Proxy>, worker: usize, drain: Drain) {
+/// Serves one accepted socket to its end; `place` is given back then.
+pub async fn serve(
+    socket: TcpStream,
+    peer: SocketAddr,
+    door: &Door,
+    place: Place,
+    proxy: Arc<Proxy>,
+    worker: usize,
+    drain: Drain,
+) {
     let edge = proxy.edge();
-    let limit = edge.timeouts.tls_handshake;
-    let (stream, shown, is_http2) = match &door.tls {
-        None => {
-            let Ok(Ok(is_http2)) = tokio::time::timeout(edge.timeouts.header, speaks_http2(&socket)).await else {
-                return;
-            };
-            (Stream::Plain(socket), None, is_http2)
+    // Whoever has not said anything yet has nothing to lose when the drain starts.
+    let opened = tokio::select! {
+        opened = open(socket, door, &edge) => opened,
+        () = drain.started() => return,
+    };
+    let (stream, shown, is_http2) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::debug!(%peer, %error, "connection ended before a request");
+            return;
         }
-        Some(tls) => match tokio::time::timeout(limit, tls.accept(socket)).await {
-            Ok(Ok(accepted)) => accepted,
-            Ok(Err(error)) => {
-                tracing::debug!(%peer, %error, "TLS handshake failed");
-                return;
-            }
-            Err(_) => {
-                tracing::debug!(%peer, "TLS handshake timed out");
-                return;
-            }
-        },
     };
     let scheme = if door.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let flow = Arc::new(Flow::default());
-    let connection = Arc::new(Connection::new(worker, peer, scheme, shown, flow.clone()));
+    let connection = Arc::new(Connection::new(worker, peer, scheme, shown, flow.clone(), place));
     let stream = Guarded::new(stream, flow, edge.timeouts, !is_http2);
     if is_http2 {
         serve_http2(stream, connection, &edge, proxy, drain).await;
     } else {
         serve_http1(stream, connection, &edge, proxy, drain).await;
+    }
+}
+
+/// The stream that HTTP is spoken on, and which HTTP.
+async fn open(socket: TcpStream, door: &Door, edge: &Edge) -> io::Result<(Stream, Option<Shown>, bool)> {
+    match &door.tls {
+        None => {
+            let is_http2 = tokio::time::timeout(edge.timeouts.header, speaks_http2(&socket)).await??;
+            Ok((Stream::Plain(socket), None, is_http2))
+        }
+        Some(tls) => tokio::time::timeout(edge.timeouts.tls_handshake, tls.accept(socket)).await?,
     }
 }
 
@@ -133,6 +145,7 @@ async fn serve_http1(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
     if edge.limits.header_count > USUAL_FIELDS {
         builder.max_headers(edge.limits.header_count + 1);
     }
+    let flow = connection.flow.clone();
     let mut serving = pin!(builder.serve_connection(stream, service).with_upgrades());
     let mut ending = Ending::new(drain);
     let result = std::future::poll_fn(|cx| {
@@ -141,6 +154,9 @@ async fn serve_http1(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
         }
         if ending.poll_begin(cx) {
             serving.as_mut().graceful_shutdown();
+            if flow.busy() == 0 && flow.served() == 0 {
+                return Poll::Ready(Ok(()));
+            }
             return serving.as_mut().poll(cx);
         }
         Poll::Pending
@@ -166,13 +182,22 @@ async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
             .serve_connection(stream, service)
     );
     let mut ending = Ending::new(drain);
-    let mut rest = Rest::new(flow, edge.timeouts.keepalive);
+    let mut patience = Patience::new(flow, edge.timeouts);
     let result = std::future::poll_fn(|cx| {
         if let Poll::Ready(result) = serving.as_mut().poll(cx) {
             return Poll::Ready(result);
         }
-        let (drained, idle) = (ending.poll_begin(cx), rest.poll_over(cx));
-        if drained || idle {
+        let mut ends = ending.poll_begin(cx);
+        if ends {
+            patience.is_ending();
+        }
+        while let Poll::Ready(lost) = patience.poll(cx) {
+            match lost {
+                Lost::Idle => ends = true,
+                Lost::Silent | Lost::Stalled => return Poll::Ready(Ok(())),
+            }
+        }
+        if ends {
             serving.as_mut().graceful_shutdown();
             return serving.as_mut().poll(cx);
         }
@@ -213,43 +238,87 @@ impl Ending {
     }
 }
 
-/// An HTTP/2 connection without a request for a while. hyper has no limit of its own for that.
-struct Rest {
+/// How often an HTTP/2 connection is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a client has for its part of the end of an HTTP/2 connection.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The limits of an HTTP/2 connection. hyper has none for a client that says nothing, or takes nothing.
+struct Patience {
     flow: Arc<Flow>,
-    limit: Duration,
-    served: u32,
+    limits: ListenTimeouts,
     timer: Pin<Box<tokio::time::Sleep>>,
-    over: bool,
+    /// The last look that saw a request under way or ended since the look before.
+    active: tokio::time::Instant,
+    served: u32,
+    /// The connection is on its way out since then.
+    ending: Option<tokio::time::Instant>,
 }
 
-impl Rest {
-    fn new(flow: Arc<Flow>, limit: Duration) -> Self {
-        Self { flow, limit, served: 0, timer: Box::pin(tokio::time::sleep(limit)), over: false }
+/// Why patience is lost.
+enum Lost {
+    /// No request for `keepalive`: a graceful end.
+    Idle,
+    /// Not even a first request for `header`, or no part in the graceful end.
+    Silent,
+    /// Frames wait for the client, and it has taken none for `write_idle`.
+    Stalled,
+}
+
+impl Patience {
+    fn new(flow: Arc<Flow>, limits: ListenTimeouts) -> Self {
+        let timer = Box::pin(tokio::time::sleep(LOOK));
+        Self { flow, limits, timer, active: tokio::time::Instant::now(), served: 0, ending: None }
     }
 
-    /// True once, when no request was under way for the whole limit.
-    fn poll_over(&mut self, cx: &mut Context<'_>) -> bool {
-        while !self.over && self.timer.as_mut().poll(cx).is_ready() {
-            let served = self.flow.served();
-            self.over = self.flow.busy() == 0 && served == std::mem::replace(&mut self.served, served);
-            if self.over {
-                return true;
+    /// The connection was told to end.
+    fn is_ending(&mut self) {
+        self.ending.get_or_insert_with(tokio::time::Instant::now);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = tokio::time::Instant::now();
+            self.timer.as_mut().reset(now + LOOK);
+            if let Some(lost) = self.look(now) {
+                return Poll::Ready(lost);
             }
-            self.timer.as_mut().reset(tokio::time::Instant::now() + self.limit);
         }
-        false
+        Poll::Pending
+    }
+
+    fn look(&mut self, now: tokio::time::Instant) -> Option<Lost> {
+        let served = self.flow.served();
+        if self.flow.busy() > 0 {
+            self.active = now;
+            return self.flow.is_stalled(now, self.limits.write_idle).then_some(Lost::Stalled);
+        }
+        if served != std::mem::replace(&mut self.served, served) {
+            self.active = now;
+        }
+        let quiet = now - self.active;
+        match self.ending {
+            Some(since) => (now - since > FAREWELL && quiet > FAREWELL).then_some(Lost::Silent),
+            None if served == 0 => (quiet > self.limits.header).then_some(Lost::Silent),
+            None if quiet > self.limits.keepalive => {
+                self.ending = Some(now);
+                Some(Lost::Idle)
+            }
+            None => None,
+        }
     }
 }
 
 /// hyper answers a head that it cannot take by itself; we count it and write the line.
 fn note_refused_head(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
     let io_error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-    let timed_out = io_error.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
+    let timed_out = io_error.is_some_and(Guarded::is_slow_head);
     let refusal = if error.is_parse_too_large() {
         Refusal::Header
     } else if error.is_parse() {
         Refusal::Malformed("the request head is malformed")
-    } else if timed_out && !connection.flow.is_broken() {
+    } else if timed_out {
         Refusal::Slow
     } else {
         tracing::debug!(peer = %connection.peer, %error, "connection ended");

@@ -63,6 +63,11 @@ impl Guarded {
         }
     }
 
+    /// Whether this error of a connection is that of a head that did not come in time.
+    pub fn is_slow_head(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<SlowHead>())
+    }
+
     /// Bytes have come. Between requests they are the beginning of a head.
     fn note_read(&mut self) {
         if self.is_http1 && self.flow.busy() == 0 {
@@ -77,7 +82,7 @@ impl Guarded {
         if self.was_busy || served != self.served {
             self.was_busy = false;
             self.served = served;
-            self.waiting_since = Instant::now();
+            self.waiting_since = self.flow.last_end();
             self.head_since = None;
         }
     }
@@ -112,7 +117,7 @@ impl Guarded {
         // Whether the client still reads this does not matter, so one try is enough.
         let _ = Pin::new(self.io.inner_mut()).poll_write(cx, TOO_SLOW);
         let _ = Pin::new(self.io.inner_mut()).poll_flush(cx);
-        Poll::Ready(Err(timed_out()))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, SlowHead)))
     }
 
     fn poll_write_limit<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
@@ -121,7 +126,7 @@ impl Guarded {
             return Poll::Pending;
         }
         self.flow.break_off();
-        Poll::Ready(Err(timed_out()))
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Ready once `deadline` has passed. A timer that is armed for an earlier moment is left as it is.
@@ -149,9 +154,10 @@ impl Guarded {
     }
 }
 
-fn timed_out() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "the client is too slow")
-}
+/// Marks the error of a head that did not come in time; the kernel has time-outs of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("the request head did not come in time")]
+struct SlowHead;
 
 /// A response that ends early must not look complete to a client that only waits for the end of the connection.
 impl Drop for Guarded {

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::connection::{Door, serve};
 use crate::proxy::Proxy;
+use crate::proxy::connection::Place;
 use crate::shutdown::Drain;
 use crate::telemetry::Telemetry;
 
@@ -69,7 +70,7 @@ impl Worker {
     pub async fn run(mut self, proxy: Arc<Proxy>, drain: Drain) {
         while let Some(accepted) = self.queue.recv().await {
             let Accepted { socket, peer, door, place } = accepted;
-            let guard = Open::new(self.open.clone(), &door, proxy.telemetry().clone(), place);
+            let guard: Place = Arc::new(Open::new(self.open.clone(), &door, proxy.telemetry().clone(), place));
             let Ok(socket) = TcpStream::from_std(socket) else { continue };
             let (proxy, drain, index, held) = (proxy.clone(), drain.clone(), self.index, drain.hold());
             #[expect(
@@ -77,8 +78,7 @@ impl Worker {
                 reason = "owned by the drain; ends with its socket or after the grace"
             )]
             tokio::spawn(async move {
-                let _guard = guard;
-                serve(socket, peer, &door, proxy, index, drain).await;
+                serve(socket, peer, &door, guard, proxy, index, drain).await;
                 drop(held);
             });
         }

@@ -17,6 +17,10 @@ const LIMIT: u64 = 4 << 20;
 /// The text of a file.
 pub fn read(file: &Path) -> Result<Vec<u8>, Error> {
     let bounded = std::fs::metadata(file).and_then(|metadata| {
+        // A pipe would be waited for, a device never ends.
+        if !metadata.is_file() {
+            return Err(std::io::Error::other("not a regular file"));
+        }
         if metadata.len() > LIMIT { Err(std::io::ErrorKind::FileTooLarge.into()) } else { std::fs::read(file) }
     });
     bounded.map_err(|error| {

@@ -1,6 +1,8 @@
 //! The request body on its way to an upstream: streamed, counted, bounded, and given up when the client stalls.
 
+use std::error::Error as _;
 use std::fmt;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -53,8 +55,25 @@ pub enum UploadFault {
     TooLarge = 2,
     /// No byte for `listen.timeouts.body_idle`.
     Stalled = 3,
-    /// The client left, or its framing is broken.
+    /// Its framing is broken.
     Broken = 4,
+    /// The client left.
+    Left = 5,
+}
+
+impl UploadFault {
+    /// A connection that ended, or a stream that the client reset, is a client that left; anything else is its fault.
+    fn of(error: &hyper::Error) -> Self {
+        let source = error.source();
+        let ended = source.and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            )
+        });
+        let reset = source.and_then(|source| source.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_remote);
+        if ended || reset || error.is_incomplete_message() { Self::Left } else { Self::Broken }
+    }
 }
 
 impl fmt::Display for UploadFault {
@@ -62,7 +81,8 @@ impl fmt::Display for UploadFault {
         f.write_str(match self {
             Self::TooLarge => "the request body is too large",
             Self::Stalled => "the client stopped sending its request body",
-            Self::Broken => "the request body ended early",
+            Self::Broken => "the request body is malformed",
+            Self::Left => "the client left",
         })
     }
 }
@@ -114,7 +134,7 @@ impl Progress {
 
     /// Why the upload ended before its end.
     pub fn fault(&self) -> Option<UploadFault> {
-        [UploadFault::TooLarge, UploadFault::Stalled, UploadFault::Broken]
+        [UploadFault::TooLarge, UploadFault::Stalled, UploadFault::Broken, UploadFault::Left]
             .into_iter()
             .find(|fault| *fault as u8 == self.state.load(Ordering::Relaxed))
     }
@@ -141,7 +161,7 @@ impl Upload {
                 self.progress.end(COMPLETE);
                 None
             }
-            Some(Err(_)) => Some(Err(self.fail(UploadFault::Broken))),
+            Some(Err(error)) => Some(Err(self.fail(UploadFault::of(&error)))),
             Some(Ok(frame)) => Some(self.accept(frame)),
         })
     }

@@ -83,6 +83,7 @@ impl Resolver {
     /// The name does not exist, or DNS does not answer and no old answer is left.
     pub async fn addresses(self: &Arc<Self>, name: &Arc<Name>) -> Result<Arc<[IpAddr]>, ResolveError> {
         let mut changes = name.known.subscribe();
+        let mut asked = false;
         loop {
             let known = changes.borrow_and_update().clone();
             let now = Instant::now();
@@ -92,11 +93,12 @@ impl Resolver {
                     self.ask(name);
                     return Ok(addresses);
                 }
-                Known::Failed { error, until } if now < until => return Err(error),
+                Known::Failed { error, until } if asked || now < until => return Err(error),
                 Known::Nothing | Known::Addresses { .. } | Known::Failed { .. } => self.ask(name),
             }
             // The sender lives in `name`, so this only ends with a change.
             let _ = changes.changed().await;
+            asked = true;
         }
     }
 
@@ -108,8 +110,10 @@ impl Resolver {
         let (resolver, name) = (self.clone(), name.clone());
         self.runtime.spawn(async move {
             let answer = resolver.look_up(&name.host).await;
-            resolver.learn(&name, answer);
+            let known = resolver.learn(&name, answer);
+            // In this order: whoever hears of the answer may ask anew.
             name.asking.store(false, Ordering::Release);
+            name.known.send_replace(known);
         });
     }
 
@@ -127,10 +131,10 @@ impl Resolver {
         }
     }
 
-    fn learn(&self, name: &Name, answer: Result<LookupIp, NetError>) {
+    fn learn(&self, name: &Name, answer: Result<LookupIp, NetError>) -> Known {
         let settings = self.settings.load();
         let now = Instant::now();
-        let known = match answer {
+        match answer {
             Ok(lookup) => {
                 let ttl = lookup.valid_until().saturating_duration_since(now).clamp(settings.min_ttl, settings.max_ttl);
                 let addresses: Arc<[IpAddr]> = lookup.iter().take(MOST_ADDRESSES).collect();
@@ -141,8 +145,7 @@ impl Resolver {
                 tracing::warn!(name = %name.host, %error, "name look-up failed");
                 self.after_failure(name, &error, now)
             }
-        };
-        name.known.send_replace(known);
+        }
     }
 
     fn after_failure(&self, name: &Name, error: &NetError, now: Instant) -> Known {
