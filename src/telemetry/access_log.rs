@@ -413,7 +413,7 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 100);
         let even: Vec<&str> = text.lines().filter(|line| line.contains("/8")).collect();
-        assert!(even[0].contains("\"GET /8 HTTP/1.1\" 200 0 backend=- "), "{}", even[0]);
+        assert!(even[0].contains("\"GET /8 HTTP/1.1\" 200 0 backend=\"-\" "), "{}", even[0]);
         assert!(log.close(PATIENCE), "closing twice does no harm");
     }
 
