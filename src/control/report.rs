@@ -392,7 +392,7 @@ mod tests {
             [
                 "a: breaker open",
                 "b: safe mode is on",
-                "b: certificates of new are not verified",
+                "b: new.verify is off, its certificates are not checked",
                 "10.1.2.3 sends X-Forwarded-* and is not believed: add \"10.1.2.3/32\" to listen.trusted_proxies",
             ]
         );

@@ -371,6 +371,7 @@ fn a_client_that_never_finishes_its_head_is_let_go() {
     let answer = slow.response("GET").map(|response| response.status);
 
     assert!(matches!(answer, Ok(408)), "{answer:?}");
+    assert!(slow.is_closed_within(PATIENCE), "and nothing is left over behind the answer");
     assert!(idle.is_closed_within(PATIENCE), "an idle connection is closed after keepalive");
 }
 
