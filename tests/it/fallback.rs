@@ -108,9 +108,11 @@ fn an_unsafe_request_is_repeated_only_when_nothing_was_sent() {
         (Answer::status(500), 500),
     ] {
         clusters.new.otherwise(answer);
-        for method in ["POST", "PUT", "DELETE", "PATCH"] {
-            let response = proxy.client().exchange(method, HOST, "/", &[], b"x").unwrap();
-            assert_eq!(response.status, status, "{method}: what new said, or that it failed, is passed on");
+        for (method, body) in
+            [("POST", "x"), ("PUT", "x"), ("DELETE", "x"), ("PATCH", "x"), ("DELETE", ""), ("POST", "")]
+        {
+            let response = proxy.client().exchange(method, HOST, "/", &[], body.as_bytes()).unwrap();
+            assert_eq!(response.status, status, "{method} {body:?}: what new said, or that it failed, is passed on");
         }
     }
     assert_eq!(clusters.old.requests(), 0);
@@ -343,6 +345,43 @@ fn an_overlong_response_head_is_blamed_on_new() {
     assert_eq!(reason(&proxy), ("old".into(), "fallback".into()));
     assert_eq!(proxy.client().post(HOST, "/", b"x").status, 502);
     assert_eq!(proxy.metrics().sum("fallbacks_total", &[("cause", "header")]), 1.0);
+}
+
+#[test]
+fn an_upload_to_a_backend_that_stops_reading_ends_with_its_deadline() {
+    let clusters = Clusters::new();
+    // Nobody accepts: the kernel takes what fits into its buffers, and no more.
+    let frozen = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let service = clusters.service("a").old_backend(frozen.local_addr().unwrap());
+    let proxy = Proxy::start(&Setup::new([service.with("timeouts: {total: 1s, response_header: 1s}")]));
+    let body = vec![b'x'; 32 << 20];
+
+    let mut client = proxy.client();
+    let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {}\r\n\r\n", body.len());
+    client.send(head);
+    let _ = client.try_send(&body);
+
+    eventually(PATIENCE, "the connection is given back", || {
+        proxy.metrics().sum("connections", &[("listener", "http")]) == 0.0
+    });
+    assert_eq!(proxy.metrics().sum("upstream_responses_total", &[("outcome", "timeout")]), 1.0);
+    drop(client);
+}
+
+#[test]
+fn failures_on_a_shared_connection_blame_new_too() {
+    let clusters = Clusters::new();
+    let new = Origin::h2c("new");
+    let service = clusters.service("a").new_backend(new.address().to_string()).new_option("protocol: h2c");
+    let proxy = Proxy::start(&Setup::new([service.percentage(100).with(QUICK)]));
+    assert_eq!(proxy.get(HOST, "/").side(), Some("new"));
+
+    new.otherwise(Answer::nothing(End::Reset));
+    for _ in 0..3 {
+        assert_eq!(proxy.get(HOST, "/").side(), Some("old"), "the request itself is saved");
+    }
+
+    assert_eq!(proxy.breaker("a"), "open");
 }
 
 #[test]
