@@ -33,6 +33,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let config = file(arguments.config, &environment, Path::new(DEFAULT_FILE))?;
     let app = start(app::Options { config, environment })?;
     tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
         http = ?app.addresses.http,
         https = ?app.addresses.https,
         admin = %app.addresses.admin,

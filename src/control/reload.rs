@@ -15,7 +15,7 @@ use super::watch::Watch;
 use super::{expiry, mounts};
 use crate::config::{ConfigError, Environment, Problem, Severity, source};
 use crate::routing::live::Live;
-use crate::routing::snapshot::{Means, ShareChange};
+use crate::routing::snapshot::{Change, Changed, Means};
 use crate::shutdown::Drain;
 use crate::telemetry::audit::{Actor, Event, Kind, Value};
 use crate::telemetry::labels::ReloadResult;
@@ -165,7 +165,7 @@ impl Reloader {
     }
 
     /// Serves it from the next request and the next handshake on. Nothing in here can fail.
-    fn install(&self, candidate: &Candidate, ready: Ready) -> Vec<ShareChange> {
+    fn install(&self, candidate: &Candidate, ready: Ready) -> Vec<Change> {
         let Ready { compiled: Compiled { snapshot, certificates }, access, audit } = ready;
         let Parts { telemetry, status, live, resolver, logs, .. } = &self.parts;
         let config = candidate.config();
@@ -195,11 +195,17 @@ impl Reloader {
     }
 
     /// Tells everybody about another text.
-    fn announce(&self, candidate: &Candidate, changes: &[ShareChange]) {
+    fn announce(&self, candidate: &Candidate, changes: &[Change]) {
         let Parts { telemetry, status, path, .. } = &self.parts;
         for change in changes {
-            let (from, to) = (Value::Number(change.from.as_f64()), Value::Number(change.to.as_f64()));
-            audit(telemetry, Kind::Percentage, Some(&change.service), from, to);
+            let (kind, from, to) = match change.what {
+                Changed::Share { from, to } => {
+                    (Kind::Percentage, Value::Number(from.as_f64()), Value::Number(to.as_f64()))
+                }
+                Changed::Enabled(to) => (Kind::Enabled, switch(!to), switch(to)),
+                Changed::SafeMode(to) => (Kind::SafeMode, switch(!to), switch(to)),
+            };
+            audit(telemetry, kind, change.service.as_deref(), from, to);
         }
         let warnings: Vec<String> = mounts::warning(path).into_iter().chain(candidate.warning_lines()).collect();
         let hash = candidate.text().hash();
@@ -309,6 +315,10 @@ struct Ready {
 fn audit(telemetry: &Telemetry, kind: Kind, service: Option<&str>, from: Value<'_>, to: Value<'_>) {
     let event = Event { kind, service, from: Some(from), to: Some(to), reason: None };
     telemetry.audit.record(&event, &Actor::File, None);
+}
+
+fn switch(on: bool) -> Value<'static> {
+    Value::Text(if on { "on" } else { "off" })
 }
 
 fn short(hash: &str) -> &str {

@@ -60,15 +60,29 @@ pub struct Unusable {
     pub error: tls::Error,
 }
 
-/// A change of a share that the new snapshot brought, to be audited.
+/// What a new snapshot changed in force, to be audited.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShareChange {
-    /// The service.
-    pub service: String,
-    /// Before.
-    pub from: Percent,
-    /// From now on.
-    pub to: Percent,
+pub struct Change {
+    /// The service; `None` for all of them.
+    pub service: Option<String>,
+    /// What changed.
+    pub what: Changed,
+}
+
+/// A share or a switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// The share of new.
+    Share {
+        /// Before.
+        from: Percent,
+        /// From now on.
+        to: Percent,
+    },
+    /// `migration.enabled`, as it is from now on.
+    Enabled(bool),
+    /// Safe mode, as it is from now on.
+    SafeMode(bool),
 }
 
 impl Snapshot {
@@ -116,16 +130,23 @@ impl Snapshot {
     }
 
     /// Brings shares and switches to what this configuration declares; called once, when it is about to be served.
-    pub fn take_over(&self) -> Vec<ShareChange> {
-        self.safe_mode.set(Cause::File, self.config.safe_mode);
+    pub fn take_over(&self) -> Vec<Change> {
         let mut changes = Vec::new();
+        if self.safe_mode.set(Cause::File, self.config.safe_mode) {
+            changes.push(Change { service: None, what: Changed::SafeMode(self.config.safe_mode) });
+        }
         for service in &self.services {
-            let declared = service.config.migration.percentage;
+            let config::Service { migration, safe_mode, .. } = &service.config;
             let lasting = &service.lasting;
-            lasting.safe_mode.set(Cause::File, service.config.safe_mode);
-            lasting.enabled.store(service.config.migration.enabled, Ordering::Relaxed);
-            if let Some(change) = lasting.weight.set(declared, declared) {
-                changes.push(ShareChange { service: service.name().to_owned(), from: change.from, to: change.to });
+            let mut changed = |what| changes.push(Change { service: Some(service.name().to_owned()), what });
+            if lasting.safe_mode.set(Cause::File, *safe_mode) {
+                changed(Changed::SafeMode(*safe_mode));
+            }
+            if lasting.enabled.swap(migration.enabled, Ordering::Relaxed) != migration.enabled {
+                changed(Changed::Enabled(migration.enabled));
+            }
+            if let Some(share) = lasting.weight.set(migration.percentage, migration.percentage) {
+                changed(Changed::Share { from: share.from, to: share.to });
             }
         }
         changes

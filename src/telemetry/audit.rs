@@ -41,6 +41,10 @@ impl Actor {
 pub enum Kind {
     /// The share of new.
     Percentage,
+    /// `migration.enabled`.
+    Enabled,
+    /// Safe mode, of a service or of all.
+    SafeMode,
     /// The configuration.
     Config,
     /// Nothing: the change was refused.
@@ -52,6 +56,8 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Percentage => "percentage",
+            Self::Enabled => "enabled",
+            Self::SafeMode => "safe_mode",
             Self::Config => "config",
             Self::Refused => "refused",
         }

@@ -56,6 +56,29 @@ fn a_folder_that_is_made_anew_is_found_by_the_poll() {
 }
 
 #[test]
+fn each_switch_that_a_file_turns_is_audited() {
+    let clusters = Clusters::new();
+    let service = || clusters.service("a").percentage(100);
+    let proxy = Proxy::start(&Setup::new([service()]));
+
+    proxy.reload(&Setup::new([service().with("safe_mode: on")]));
+    assert_eq!(proxy.side(HOST, "/", &[]), "old");
+    proxy.reload(&Setup::new([service().with("safe_mode: off")]).top("safe_mode: on"));
+    assert_eq!(proxy.side(HOST, "/", &[]), "old");
+    proxy.reload(&Setup::new([service()]));
+    assert_eq!(proxy.side(HOST, "/", &[]), "new");
+
+    for change in [
+        r#"safe_mode service="a" from="off" to="on" by="file""#,
+        r#"safe_mode service="a" from="on" to="off" by="file""#,
+        r#"safe_mode from="off" to="on" by="file""#,
+        r#"safe_mode from="on" to="off" by="file""#,
+    ] {
+        eventually(PATIENCE, change, || proxy.audit_lines().iter().any(|line| line.contains(change)));
+    }
+}
+
+#[test]
 fn a_bad_file_changes_nothing_but_status_and_metric() {
     let clusters = Clusters::new();
     let proxy = Proxy::start(&at(&clusters, 100));
