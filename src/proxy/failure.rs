@@ -20,7 +20,8 @@ pub enum Failure {
     Connect(ConnectError),
     /// A waiting connection had died before the request was sent.
     Stale(hyper::Error),
-    /// A connection that had served before ended without a byte of an answer: it may have been closed while we wrote.
+    /// The connection, not the cluster, was the trouble: it had served before and may have been closed while we wrote, the
+    /// peer did not process the stream, or the head has more fields than this connection takes.
     Raced(hyper::Error),
     /// The connection ended without a response head, or what came makes no sense.
     Reset(hyper::Error),
@@ -156,7 +157,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => write!(f, "{}", error.cause),
-            Self::Stale(error) | Self::Raced(error) => write!(f, "the idle connection had ended: {error}"),
+            Self::Stale(error) | Self::Raced(error) => write!(f, "the connection could not be used: {error}"),
             Self::Reset(error) => write!(f, "no response: {error}"),
             Self::Head(error) => write!(f, "the response head is too large: {error}"),
             Self::Unasked => f.write_str("the upstream switched protocols unasked"),

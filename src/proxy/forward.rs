@@ -198,7 +198,13 @@ impl Draft<'_> {
             return Err((address, Failure::Timeout(start.elapsed())));
         };
         match sent {
-            Ok(response) => Ok((response, lease)),
+            Ok(response) => {
+                lease.saw_fields(response.headers().len());
+                Ok((response, lease))
+            }
+            Err(error) if error.error.is_parse_too_large() && lease.saw_large_head() => {
+                Err((address, Failure::Raced(error.error)))
+            }
             Err(error) => {
                 let fault = self.upload.as_ref().and_then(|upload| upload.fault());
                 let (failure, unsent) = Failure::of_send(error, lease.may_have_ended(), fault);

@@ -27,8 +27,12 @@ const STREAMS: usize = 64;
 /// One read from an upstream. Large enough that big bodies need few system calls; held while the connection lives.
 const READ_BUFFER: usize = 16 * 1024;
 
-/// Fields of a response head. hyper's default of 100 is less than some applications send; the bytes are bounded apart.
+/// Fields of a response head, where a backend sends many. hyper parses up to 100 without allocating, so connections ask for
+/// more only once the backend has shown that it needs it: more costs each response two allocations of eight KiB.
 const RESPONSE_FIELDS: usize = 256;
+
+/// A backend that sends this many fields may soon send more than hyper's 100.
+const MANY_FIELDS: usize = 60;
 
 /// Bounds of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +55,8 @@ pub struct Pool {
     idle: AtomicUsize,
     /// Another pool has taken over: nothing is kept any more.
     closed: AtomicBool,
+    /// The backend sends heads of many fields.
+    many_fields: AtomicBool,
     /// The backend has chosen HTTP/1.1 where HTTP/2 was offered.
     chooses_http1: AtomicBool,
 }
@@ -94,6 +100,8 @@ struct Made {
     wanted: Wanted,
     /// The server name, where the request brought it.
     host: Option<Arc<str>>,
+    /// It takes heads of many fields.
+    many_fields: bool,
     renew_at: Instant,
 }
 
@@ -158,6 +166,7 @@ impl Pool {
             shards,
             idle: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
+            many_fields: AtomicBool::new(false),
             chooses_http1: AtomicBool::new(false),
         })
     }
@@ -244,6 +253,7 @@ impl Pool {
         {
             return Some(self.share(shared.clone(), demand.worker, true));
         }
+        let many_fields = self.many_fields.load(Ordering::Relaxed);
         let longest = demand.longest_idle.unwrap_or(self.bounds.idle_timeout).min(self.bounds.idle_timeout);
         let mut dropped = 0;
         let mut found = None;
@@ -257,6 +267,7 @@ impl Pool {
                 dropped += 1;
             } else if now.saturating_duration_since(idle.since) < longest
                 && idle.made.fits(demand)
+                && idle.made.many_fields == many_fields
                 && idle.sender.is_ready()
             {
                 found = Some(connections.http1.remove(index));
@@ -275,7 +286,8 @@ impl Pool {
         let connected = connect(&self.target, &self.resolver, wanted, host, deadline, &self.meters).await?;
         let age = AGE.mul_f64(rand::random_range(0.8..1.2));
         let address = connected.address;
-        let made = Made { address, wanted, host: host.map(Arc::from), renew_at: Instant::now() + age };
+        let many_fields = self.many_fields.load(Ordering::Relaxed);
+        let made = Made { address, wanted, host: host.map(Arc::from), many_fields, renew_at: Instant::now() + age };
         let failed = |error: hyper::Error| ConnectError {
             address: Some(address),
             has_alternative: false,
@@ -289,17 +301,21 @@ impl Pool {
             return Ok(self.share(shared, worker, false));
         }
         self.chooses_http1.store(wanted == Wanted::Http2, Ordering::Relaxed);
-        let (sender, driver) = self.start_http1(connected).await.map_err(failed)?;
+        let (sender, driver) = self.start_http1(connected, many_fields).await.map_err(failed)?;
         Ok(self.hold(Held::Http1(sender, driver), made, worker, false))
     }
 
-    async fn start_http1(&self, connected: Connected) -> hyper::Result<(http1::SendRequest<OutBody>, AbortHandle)> {
-        let (sender, connection) = http1::Builder::new()
-            .read_buf_exact_size(Some(READ_BUFFER))
-            .max_headers(RESPONSE_FIELDS)
-            .max_header_size(self.bounds.response_head)
-            .handshake(TokioIo::new(connected.stream))
-            .await?;
+    async fn start_http1(
+        &self,
+        connected: Connected,
+        many_fields: bool,
+    ) -> hyper::Result<(http1::SendRequest<OutBody>, AbortHandle)> {
+        let mut builder = http1::Builder::new();
+        builder.read_buf_exact_size(Some(READ_BUFFER)).max_header_size(self.bounds.response_head);
+        if many_fields {
+            builder.max_headers(RESPONSE_FIELDS);
+        }
+        let (sender, connection) = builder.handshake(TokioIo::new(connected.stream)).await?;
         #[expect(
             clippy::disallowed_methods,
             reason = "owned by the lease or the idle list; ends with the peer, or aborted with its owner"
@@ -401,6 +417,20 @@ impl Shared {
 }
 
 impl Lease {
+    /// Learns from a response head how many fields the backend sends.
+    pub fn saw_fields(&self, count: usize) {
+        if count > MANY_FIELDS {
+            self.pool.many_fields.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Learns from a head that was too large for this connection; true when another connection may take it.
+    pub fn saw_large_head(&self) -> bool {
+        matches!(self.held, Held::Http1(..))
+            && !self.made.many_fields
+            && !self.pool.many_fields.swap(true, Ordering::Relaxed)
+    }
+
     /// The peer may have closed the connection while it was idle. On HTTP/2 the peer says what it did not process.
     pub fn may_have_ended(&self) -> bool {
         self.reused && matches!(self.held, Held::Http1(..))

@@ -457,6 +457,21 @@ fn upgrades_become_tunnels() {
 }
 
 #[test]
+fn a_response_of_many_small_fields_passes() {
+    let clusters = Clusters::new();
+    let crowded = (0..150).fold(Answer::side(), |answer, number| answer.header(&format!("x-field-{number}"), "v"));
+    clusters.old.on("/crowded", crowded);
+    let proxy = pinnable(&clusters, "");
+    let mut client = proxy.client();
+
+    for method in ["GET", "POST", "GET"] {
+        let response = client.exchange(method, HOST, "/crowded", &[], b"").unwrap();
+        assert_eq!((response.status, response.header("x-field-149")), (200, Some("v")), "{method}");
+    }
+    assert_eq!(client.get(HOST, "/").status, 200);
+}
+
+#[test]
 fn a_request_that_comes_round_for_the_third_time_is_a_loop() {
     let clusters = Clusters::new();
     let server_setup = |backend: String| Setup::new([clusters.service("a").old_backend(backend)]);
