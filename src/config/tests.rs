@@ -221,7 +221,8 @@ fn variables_of_the_environment_are_put_in_once() {
 #[test]
 fn defaults_merge_at_every_depth_and_the_service_wins() {
     let text = "defaults:
-  migration: {percentage: 5, max_step: 10, methods: [GET]}
+  migration: {percentage: 5, methods: [GET]}
+  retry: {attempts: 7, backoff: {base: 1ms, max: 9ms}}
   timeouts: {connect: 1s}
 services:
   - name: nested
@@ -229,6 +230,7 @@ services:
     old_backend: a:1
     new_host: a.new.example
     migration: {percentage: 7, methods: [HEAD]}
+    retry: {backoff: {base: 2ms}}
   - name: flat
     old_host: b.old.example
     old_backend: b:1
@@ -238,11 +240,15 @@ services:
 ";
     let services = parsed(text).config.services;
 
-    let points =
-        |service: &Service| (service.migration.percentage.basis_points(), service.migration.max_step.basis_points());
-    assert_eq!(points(&services[0]), (700, 1000));
+    let retry = |service: &Service| {
+        let Retry { attempts, backoff_base, backoff_max, .. } = service.retry;
+        (attempts, backoff_base.as_millis(), backoff_max.as_millis())
+    };
+    assert_eq!(services[0].migration.percentage.basis_points(), 700);
     assert_eq!(services[0].migration.methods, [http::Method::HEAD]);
-    assert_eq!(points(&services[1]), (900, 1000));
+    assert_eq!(retry(&services[0]), (7, 2, 9));
+    assert_eq!(services[1].migration.percentage.basis_points(), 900);
+    assert_eq!(retry(&services[1]), (7, 1, 9));
     assert!(!services[1].migration.enabled);
     assert_eq!(services[1].timeouts.connect.as_secs(), 1);
 }

@@ -8,6 +8,8 @@ use super::values::Wrong;
 enum Refused {
     /// These words.
     Words(&'static [&'static str]),
+    /// Everything but these words.
+    AllBut(&'static [&'static str]),
     /// Everything but nothing: an empty text, list or mapping.
     Anything,
 }
@@ -30,7 +32,10 @@ const LIST: &[(Scope, &[&str], Refused)] = &[
     (Scope::File, &["fleet", "peers"], Refused::Anything),
     (Scope::File, &["reload", "on_lost_host"], Refused::Words(&["refuse"])),
     (Scope::File, &["state", "backend"], Refused::Words(&["kubernetes"])),
+    (Scope::File, &["state", "config_map"], Refused::AllBut(&["migration-state"])),
+    (Scope::File, &["state", "namespace"], Refused::Anything),
     (Scope::Service, &["mode"], Refused::Words(&["passthrough"])),
+    (Scope::Service, &["migration", "max_step"], Refused::AllBut(&["100", "100%"])),
     (Scope::Service, &["health_check", "enabled"], ON),
     (Scope::Service, &["headers", "rewrite_origin"], ON),
     (Scope::Service, &["shadow"], Refused::Anything),
@@ -53,8 +58,11 @@ impl Refused {
             (Self::Words(words), Value::Scalar(_)) => {
                 decoder.text(value, path).is_some_and(|text| words.contains(&&*text))
             }
+            (Self::AllBut(words), Value::Scalar(_)) => {
+                decoder.text(value, path).is_some_and(|text| !text.is_empty() && !words.contains(&&*text))
+            }
             // Decoding says what is wrong with them.
-            (Self::Words(_), Value::List(_) | Value::Map(_)) => false,
+            (Self::Words(_) | Self::AllBut(_), Value::List(_) | Value::Map(_)) => false,
             (Self::Anything, Value::Scalar(_)) => decoder.text(value, path).is_some_and(|text| !text.is_empty()),
             (Self::Anything, Value::List(items)) => !items.is_empty(),
             (Self::Anything, Value::Map(entries)) => !entries.is_empty(),
