@@ -174,11 +174,6 @@ impl Exchange {
         self.tries.push(Try { cluster, address, status: status.map(|status| status.as_u16()), duration });
     }
 
-    /// Tries so far.
-    pub fn try_count(&self) -> usize {
-        self.tries.len()
-    }
-
     /// The head of the response is on its way.
     pub fn answered(&mut self, target: Target, status: StatusCode, now: Instant) {
         self.answered_by = target;

@@ -125,8 +125,11 @@ pub async fn forward(
             Next::Again(pause) => {
                 draft.service.meters.retry(cluster, failure.outcome());
                 drop(tried);
-                tokio::time::sleep(pause).await;
-                now = Instant::now();
+                // Sleeping for nothing would still wait for the next tick of the timer.
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                    now = Instant::now();
+                }
                 longest_idle = Some(Duration::ZERO);
             }
             Next::GiveUp => {

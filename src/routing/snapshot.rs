@@ -181,11 +181,7 @@ impl Compiler<'_> {
         };
         // Counters go on over a reload; only other sticky keys need other counters.
         let meters = match earlier {
-            Some(earlier)
-                if earlier.meters.keys().map(|(key, _)| key).filter(|key| *key != "none").eq(keys.iter().copied()) =>
-            {
-                earlier.meters.clone()
-            }
+            Some(earlier) if earlier.meters.has_keys(&keys) => earlier.meters.clone(),
             _ => ServiceMeters::new(&service.name, &keys),
         };
         let old = self.pool(index, service, Cluster::Old, &meters, earlier.map(|earlier| &earlier.old));

@@ -48,15 +48,6 @@ impl Telemetry {
         Ok(Self { access, process, audit })
     }
 
-    /// Takes over changed `log` settings. After an error both logs write where they wrote before.
-    pub fn reconfigure(&self, log: &Log) -> Result<(), SinkError> {
-        let access = self.access.prepare(log)?;
-        let audit = self.audit.prepare(log)?;
-        self.access.install(access);
-        self.audit.install(audit);
-        Ok(())
-    }
-
     /// Opens the log files anew, as SIGUSR1 asks for after a rotation.
     pub fn reopen(&self) -> Result<(), SinkError> {
         let access = self.access.reopen();
@@ -97,7 +88,10 @@ mod tests {
         let telemetry = Telemetry::new(&settings(&access, &audit), 1).unwrap();
         let event = Event { kind: Kind::Config, service: None, from: None, to: None, reason: None };
 
-        let error = telemetry.reconfigure(&settings(&other, Path::new("/nonexistent/audit"))).unwrap_err();
+        let changed = settings(&other, Path::new("/nonexistent/audit"));
+        let prepared = telemetry.access.prepare(&changed).unwrap();
+        let error = telemetry.audit.prepare(&changed).unwrap_err();
+        drop(prepared);
         telemetry.audit.record(&event, &Actor::File, None);
         telemetry.reopen().unwrap();
 

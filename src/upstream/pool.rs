@@ -280,7 +280,7 @@ impl Pool {
         Some(self.hold(Held::Http1(idle.sender, idle.driver), idle.made, demand.worker, true))
     }
 
-    /// Boxed where it is awaited: a connection is rare, and every request would have room for its handshake otherwise.
+    /// A new connection, for one request at first.
     async fn open(self: &Arc<Self>, demand: &Demand<'_>) -> Result<Lease, ConnectError> {
         let Demand { wanted, host, deadline, worker, .. } = *demand;
         let connected = connect(&self.target, &self.resolver, wanted, host, deadline, &self.meters).await?;
