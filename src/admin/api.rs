@@ -252,7 +252,7 @@ fn report(state: &AdminState, change: &Change, applied: &Applied) -> Response<Bo
 fn entry(entry: &Entry) -> Value {
     let said = |said: &Option<Said>| match said {
         None => Value::Null,
-        Some(Said::Number(number)) => json!(number),
+        Some(Said::Share(share)) => json!(share),
         Some(Said::Text(text)) => json!(text),
     };
     json!({"kind": entry.kind.as_str(), "service": entry.service, "from": said(&entry.from), "to": said(&entry.to)})

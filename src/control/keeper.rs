@@ -276,7 +276,7 @@ impl Inner {
 impl Said {
     fn value(&self) -> Value<'_> {
         match self {
-            Self::Number(number) => Value::Number(*number),
+            Self::Share(share) => Value::Number(share.as_f64()),
             Self::Text(text) => Value::Text(text),
         }
     }

@@ -175,7 +175,7 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Said {
     /// A share.
-    Number(f64),
+    Share(Percent),
     /// Anything else.
     Text(String),
 }
@@ -406,7 +406,7 @@ impl State {
         for (name, _) in declared.matching(services)? {
             let Some(service) = next.services.get_mut(name) else { continue };
             if service.clock.take().is_some() {
-                let share = service.percentage.as_ref().map(|share| Said::Number(share.value.as_f64()));
+                let share = service.percentage.as_ref().map(|share| Said::Share(share.value));
                 entries.push(Entry { kind: Kind::Confirm, service: Some(name.clone()), from: None, to: share });
             }
         }
@@ -498,7 +498,7 @@ impl Methods {
 
 impl Entry {
     fn share(kind: Kind, service: &str, from: Percent, to: Percent) -> Self {
-        let said = |share: Percent| Some(Said::Number(share.as_f64()));
+        let said = |share: Percent| Some(Said::Share(share));
         Self { kind, service: Some(service.to_owned()), from: said(from), to: said(to) }
     }
 
@@ -510,7 +510,7 @@ impl Entry {
     /// Whether more traffic may go to new than before.
     pub fn adds_to_new(&self) -> bool {
         match (self.kind, &self.from, &self.to) {
-            (Kind::Percentage, Some(Said::Number(from)), Some(Said::Number(to))) => to > from,
+            (Kind::Percentage, Some(Said::Share(from)), Some(Said::Share(to))) => to > from,
             (Kind::Enabled, _, Some(Said::Text(to))) => to == "on",
             (Kind::SafeMode, _, Some(Said::Text(to))) => to == "off",
             (kind, ..) => kind == Kind::Methods,

@@ -22,5 +22,6 @@ mod pooling;
 mod reload;
 mod routing;
 mod secrets;
+mod state;
 mod support;
 mod tls;
