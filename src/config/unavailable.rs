@@ -36,7 +36,6 @@ const LIST: &[(Scope, &[&str], Refused)] = &[
     (Scope::File, &["state", "namespace"], Refused::Anything),
     (Scope::Service, &["mode"], Refused::Words(&["passthrough"])),
     (Scope::Service, &["migration", "max_step"], Refused::AllBut(&["100", "100%"])),
-    (Scope::Service, &["health_check", "enabled"], ON),
     (Scope::Service, &["headers", "rewrite_origin"], ON),
     (Scope::Service, &["shadow"], Refused::Anything),
     (Scope::Service, &["rollout"], Refused::Anything),

@@ -22,6 +22,7 @@ use crate::telemetry::labels::ReloadResult;
 use crate::telemetry::logs::LogHandle;
 use crate::telemetry::{Telemetry, access_log};
 use crate::tls::certificates::Certificates;
+use crate::upstream::health::Probers;
 use crate::upstream::resolve::Resolver;
 
 /// More problems than this are counted in the log instead of listed.
@@ -60,6 +61,8 @@ pub struct Reloader {
     /// Some file that the served configuration names cannot be used as it is now.
     files_failed: bool,
     requested: Arc<Notify>,
+    /// Health checks end with the reloader, which is when the drain starts.
+    probers: Probers,
 }
 
 /// Asks for a reload, as SIGHUP does.
@@ -87,7 +90,8 @@ pub enum Outcome {
 }
 
 impl Reloader {
-    /// Takes over from the start, which has installed `first`. Meters and log show it from now on.
+    /// Takes over from the start, which has installed `first`. Meters and log show it from now on, and health checks begin.
+    /// Must be called inside the runtime on which they shall run.
     pub fn new(parts: Parts, first: Candidate) -> Self {
         let process = &parts.telemetry.process;
         process.started(true, SystemTime::now());
@@ -95,8 +99,16 @@ impl Reloader {
         process.configuration(configuration.generation, &configuration.hash);
         log_warnings(configuration.warnings.iter());
         let fixed = Fixed::of(first.config());
-        let reloader = Self { parts, fixed, served: first, files_failed: false, requested: Arc::default() };
+        let mut reloader = Self {
+            parts,
+            fixed,
+            served: first,
+            files_failed: false,
+            requested: Arc::default(),
+            probers: Probers::default(),
+        };
         reloader.show_certificates();
+        reloader.start_probers();
         reloader
     }
 
@@ -123,7 +135,7 @@ impl Reloader {
     pub fn reload(&mut self, changed: &[PathBuf], watch: &mut Watch) -> Outcome {
         let is_named_file = |file: &PathBuf| *file != self.parts.path;
         let refreshes = changed.is_empty() || changed.iter().any(is_named_file);
-        match self.newer(watch) {
+        let outcome = match self.newer(watch) {
             Ok(Some((candidate, ready))) => self.apply(candidate, ready, watch),
             Ok(None) if refreshes || self.files_failed => self.refresh(watch),
             Ok(None) => self.keep(watch),
@@ -135,7 +147,9 @@ impl Reloader {
                 }
                 Outcome::Rejected
             }
-        }
+        };
+        self.start_probers();
+        outcome
     }
 
     /// The file as it is now, ready to be served; `None` when it is served already.
@@ -286,6 +300,11 @@ impl Reloader {
         let (count, problems) = listed(error);
         tracing::error!(generation, errors = count, problems, "configuration rejected, the running one stays");
         Outcome::Rejected
+    }
+
+    /// Checks begin for clusters that are new in what is served; for what is gone they end by themselves.
+    fn start_probers(&mut self) {
+        self.probers.start(self.parts.live.snapshot().probers());
     }
 
     fn show_certificates(&self) {
