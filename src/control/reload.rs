@@ -554,6 +554,36 @@ mod tests {
         assert!(same("a") && !same("b"));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn clusters_are_checked_while_what_is_served_wants_it() {
+        let checked = TEXT.replace("    mode:", "    health_check: {enabled: true, interval: 1s}\n    mode:");
+        let mut bench = Bench::start(TEXT);
+        let running = async |bench: &mut Bench, wanted: usize| {
+            while bench.reloader.probers.count() != wanted {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let prober = |bench: &Bench| bench.live.snapshot().probers()[0].clone();
+        assert_eq!(bench.reloader.probers.count(), 0);
+
+        bench.reload(&checked);
+        assert_eq!(bench.reloader.probers.count(), 2, "old and new of one service");
+        let before = prober(&bench);
+
+        bench.reload(&checked.replace("percentage: 20", "percentage: 30"));
+        assert_eq!(bench.reloader.probers.count(), 2);
+        assert!(Arc::ptr_eq(&before, &prober(&bench)), "another service is no reason for another prober");
+        drop(before);
+
+        bench.reload(&checked.replace("interval: 1s", "interval: 2s"));
+        running(&mut bench, 2).await;
+
+        let held = bench.live.snapshot().service("b").unwrap().clone();
+        bench.reload(TEXT);
+        running(&mut bench, 0).await;
+        drop(held);
+    }
+
     #[tokio::test]
     async fn running_it_follows_the_file_and_ends_with_the_drain() {
         let bench = Bench::start(TEXT);

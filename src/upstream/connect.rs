@@ -17,7 +17,7 @@ use crate::net::listener::tune;
 use crate::net::stream::Stream;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::metrics::ServiceMeters;
-use crate::tls::client::Identity;
+use crate::tls::client::{Identity, reason};
 
 /// An address that refused a connection is left alone this long while there are others.
 const REST: Duration = Duration::from_secs(10);
@@ -87,7 +87,7 @@ pub enum ConnectCause {
     #[error("connect: {0}")]
     Tcp(io::Error),
     /// No TLS.
-    #[error("TLS: {0}")]
+    #[error("TLS: {}", reason(.0))]
     Tls(io::Error),
     /// A step took too long.
     #[error("{} timed out", .0.as_str())]

@@ -22,6 +22,9 @@ const QUICK_CHECKS: u32 = 3;
 /// As quickly as this, when there are not so many of them that it would be felt.
 const QUICK: Duration = Duration::from_secs(1);
 
+/// As many characters of a reason are kept.
+const LONGEST_ERROR: usize = 400;
+
 /// What is known of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -204,7 +207,8 @@ impl Prober {
                 }
             }
             Err(fault) => {
-                let error = fault.to_string();
+                // Some of it is the peer's own words.
+                let error: String = fault.to_string().chars().take(LONGEST_ERROR).collect();
                 if self.health.observe_error(&error).is_some() {
                     tracing::warn!(service, target, error, "down by its health check");
                 } else {

@@ -1,7 +1,5 @@
 //! Active health checks: when they move requests to old, what they ask and how, and what they leave alone.
 
-use std::time::Duration;
-
 use crate::support::app::Proxy;
 use crate::support::certs::Authority;
 use crate::support::origin::{Answer, End, OnAccept, Origin, refused_port};
@@ -89,15 +87,14 @@ fn results_in_a_row_are_counted() {
     let proxy = Proxy::start(&Setup::new([checked(&clusters, ", path: /")]));
     wait_for(&proxy, "a", "up", "up");
 
-    clusters
-        .new
-        .next([bad(), bad(), good(), bad(), bad(), good(), bad(), bad(), bad(), good(), bad()])
-        .otherwise(bad());
-
-    wait_for(&proxy, "a", "up", "down");
+    // Everything that is asked of new is a check; the ninth of these is the third bad one in a row.
+    clusters.new.next([bad(), bad(), good(), bad(), bad(), good(), bad(), bad(), bad(), good()]).otherwise(bad());
     let asked = clusters.new.requests();
-    eventually(PATIENCE, "all answers were given", || clusters.new.requests() > asked + 3);
-    assert_eq!(health(&proxy, "a"), pair("up", "down"));
+    wait_for(&proxy, "a", "up", "down");
+    assert!(clusters.new.requests() >= asked + 8, "two in a row are not enough");
+
+    eventually(PATIENCE, "all answers were given", || clusters.new.requests() > asked + 12);
+    assert_eq!(health(&proxy, "a"), pair("up", "down"), "one is not enough either");
 }
 
 #[test]
@@ -132,32 +129,33 @@ fn every_way_to_fail_is_named() {
     let silent = Origin::plain("new");
     silent.on_accept(OnAccept::Hang);
     let service = |name: &str, more: &str| clusters.service(name).with(&check(more));
-    let answering = |name: &str| service(name, &format!(", path: /{name}"));
+    let short = ", timeout: 200ms";
+    let answering = |name: &str| service(name, &format!("{short}, path: /{name}"));
     clusters.new.on("/reset", Answer::nothing(End::Reset)).on("/silence", Answer::nothing(End::Hang));
     clusters.new.on("/garbage", Answer::raw("SSH-2.0-nonsense\r\n\r\n", End::Fin));
-    clusters.new.on("/redirect", Answer::status(404));
+    clusters.new.on("/missing", Answer::status(404));
     let proxy = Proxy::start(&Setup::new([
         service("refused", "").new_backend(format!("127.0.0.1:{}", refused_port())),
         service("authority", "").new_backend(elsewhere.address()),
         service("name", "").new_backend(named.address()),
-        service("handshake", "").new_backend(silent.address()),
+        service("handshake", short).new_backend(silent.address()),
         answering("reset"),
         answering("garbage"),
         answering("silence"),
-        answering("redirect"),
+        answering("missing"),
     ]));
 
     for (name, words) in [
         ("refused", "connect: Connection refused"),
-        ("authority", "TLS: invalid peer certificate: UnknownIssuer"),
+        ("authority", "TLS: unknown issuer: certificate \"CN=*.new.test\" for *.new.test is signed by"),
         ("name", "TLS: invalid peer certificate: certificate not valid for name"),
         ("handshake", "tls timed out"),
         ("reset", "no answer: "),
         ("garbage", "no answer: "),
-        ("silence", "no answer within 100ms"),
-        ("redirect", "status 404"),
+        ("silence", "no answer within 200ms"),
+        ("missing", "status 404"),
     ] {
-        wait_for(&proxy, name, if name.len() == 8 || name.len() == 5 { "up" } else { "up" }, "down");
+        wait_for(&proxy, name, "up", "down");
         let line = degraded(&proxy).into_iter().find(|line| line.starts_with(&format!("{name}: "))).unwrap();
         assert!(line.starts_with(&format!("{name}: new is down: {words}")), "{line}");
     }
@@ -186,7 +184,7 @@ fn a_server_that_refuses_our_certificate_after_the_handshake_is_down() {
 fn http2_is_asked_where_requests_speak_it() {
     let clusters = Clusters::with_alpn(&["h2"]);
     let clear = Origin::h2c("new");
-    let tls = checked(&clusters, ", path: /healthz").new_option("http_version: http2");
+    let tls = checked(&clusters, ", path: /healthz").new_option("http_version: \"2\"");
     let plain = clusters.service("clear").new_backend(clear.address()).new_options(&["protocol: h2c"]);
     let proxy = Proxy::start(&Setup::new([tls, plain.with(&check(", path: /healthz"))]));
 
@@ -194,7 +192,7 @@ fn http2_is_asked_where_requests_speak_it() {
     wait_for(&proxy, "clear", "up", "up");
     for (origin, authority) in [(&clusters.new, "a.new.test"), (&clear, "clear.new.test")] {
         let request = origin.last();
-        assert_eq!((request.version, request.authority()), (http::Version::HTTP_2, Some(authority)));
+        assert_eq!((request.version.as_str(), request.host()), ("HTTP/2.0", Some(authority)));
     }
     eventually(PATIENCE, "no connection stays", || clear.open_connections() <= 1);
 }
@@ -202,8 +200,9 @@ fn http2_is_asked_where_requests_speak_it() {
 #[test]
 fn new_is_proven_before_the_first_shift() {
     let clusters = Clusters::new();
-    let service = |name: &str| clusters.service(name).percentage(0).with(&check(", path: /healthz"));
-    let proxy = Proxy::start(&Setup::new([service("a"), service("off").with("migration: {enabled: false}")]));
+    let service = |name: &str| clusters.service(name).with(&check(", path: /healthz"));
+    let off = service("off").with("migration: {enabled: false, percentage: 50}");
+    let proxy = Proxy::start(&Setup::new([service("a").percentage(0), off]));
 
     for name in ["a", "off"] {
         wait_for(&proxy, name, "up", "up");
@@ -212,7 +211,7 @@ fn new_is_proven_before_the_first_shift() {
 
 #[test]
 fn old_is_shown_and_changes_nothing() {
-    let mut clusters = Clusters::new();
+    let clusters = Clusters::new();
     let service = clusters.service("a").percentage(0).with(REVEAL).with(&check(", path: /healthz"));
     let proxy = Proxy::start(&Setup::new([service]));
     wait_for(&proxy, "a", "up", "up");
@@ -223,9 +222,6 @@ fn old_is_shown_and_changes_nothing() {
     assert_eq!(decided(&proxy, &[]), pair("old", "zero"));
     assert_eq!(degraded(&proxy), ["a: old is down: status 500"]);
     assert_eq!((gauge(&proxy, "old"), gauge(&proxy, "new")), (0.0, 1.0));
-    clusters.old.kill();
-    clusters.old.restart();
-    assert_eq!(decided(&proxy, &[]), pair("old", "zero"));
 }
 
 #[test]
@@ -274,15 +270,9 @@ fn what_is_known_survives_reloads() {
     assert_eq!(health(&proxy, "a"), pair("up", "down"));
     assert_eq!(health(&proxy, "b"), pair("unknown", "unknown"));
 
-    // Another check of the same backend goes on from what is known, and only one of the two asks.
+    // Another check of the same backend goes on from what is known.
     proxy.reload(&Setup::new([service(100, slow)]));
     assert_eq!(decided(&proxy, &[]), pair("old", "unhealthy"));
-    let last = || clusters.new.requests();
-    eventually(PATIENCE, "the first three checks of the new prober", || {
-        let before = last();
-        std::thread::sleep(Duration::from_millis(1_500));
-        last() == before
-    });
 
     // Another backend is another story.
     let other = Origin::tls("new", clusters.authority.server(&["*.new.test"]).server_config(&[], None));
