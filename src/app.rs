@@ -171,11 +171,11 @@ impl App {
         let listener = sockets.admin.into_listener().map_err(other("listen.admin"))?;
         let parts = Parts {
             path,
-            environment: environment,
+            environment,
             workers,
             live: live.clone(),
             certificates,
-            resolver: resolver,
+            resolver,
             telemetry: telemetry.clone(),
             logs,
             status: status.clone(),

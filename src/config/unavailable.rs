@@ -34,7 +34,6 @@ const LIST: &[(Scope, &[&str], Refused)] = &[
     (Scope::File, &["state", "config_map"], Refused::AllBut(&["migration-state"])),
     (Scope::File, &["state", "namespace"], Refused::Anything),
     (Scope::Service, &["mode"], Refused::Words(&["passthrough"])),
-    (Scope::Service, &["health_check", "enabled"], ON),
     (Scope::Service, &["headers", "rewrite_origin"], ON),
     (Scope::Service, &["shadow"], Refused::Anything),
     (Scope::Service, &["rollout"], Refused::Anything),

@@ -25,6 +25,7 @@ use crate::telemetry::labels::ReloadResult;
 use crate::telemetry::logs::LogHandle;
 use crate::telemetry::{Telemetry, access_log};
 use crate::tls::certificates::Certificates;
+use crate::upstream::health::Probers;
 use crate::upstream::resolve::Resolver;
 
 /// More problems than this are counted in the log instead of listed.
@@ -67,6 +68,8 @@ pub struct Reloader {
     /// Some file that the served configuration names cannot be used as it is now.
     files_failed: bool,
     requested: Arc<Notify>,
+    /// Health checks end with the reloader, which is when the drain starts.
+    probers: Probers,
 }
 
 /// Asks for a reload, as SIGHUP does.
@@ -94,8 +97,9 @@ pub enum Outcome {
 }
 
 impl Reloader {
-    /// Takes over from the start, which has installed `first`. Meters and log show it from now on. `broken` tells why
-    /// `first` is the last good file and not the file itself.
+    /// Takes over from the start, which has installed `first`. Meters and log show it from now on, and health checks begin;
+    /// it must be called inside the runtime on which they shall run. `broken` tells why `first` is the last good file and
+    /// not the file itself.
     pub fn new(parts: Parts, first: Candidate, broken: Option<&ConfigError>) -> Self {
         let process = &parts.telemetry.process;
         process.started(broken.is_none(), SystemTime::now());
@@ -103,12 +107,20 @@ impl Reloader {
         process.configuration(configuration.generation, &configuration.hash);
         log_warnings(configuration.warnings.iter());
         let fixed = Fixed::of(first.config());
-        let reloader = Self { parts, fixed, served: first, files_failed: false, requested: Arc::default() };
+        let mut reloader = Self {
+            parts,
+            fixed,
+            served: first,
+            files_failed: false,
+            requested: Arc::default(),
+            probers: Probers::default(),
+        };
         reloader.show_certificates();
         match broken {
             None => reloader.keep_as_last_good(&reloader.served),
             Some(error) => reloader.serves_last_good(error),
         }
+        reloader.start_probers();
         reloader
     }
 
@@ -135,7 +147,7 @@ impl Reloader {
     pub fn reload(&mut self, changed: &[PathBuf], watch: &mut Watch) -> Outcome {
         let is_named_file = |file: &PathBuf| *file != self.parts.path;
         let refreshes = changed.is_empty() || changed.iter().any(is_named_file);
-        match self.newer(watch) {
+        let outcome = match self.newer(watch) {
             Ok(Some((candidate, ready))) => self.apply(candidate, ready, watch),
             Ok(None) if refreshes || self.files_failed => self.refresh(watch),
             Ok(None) => self.keep(watch),
@@ -147,7 +159,9 @@ impl Reloader {
                 }
                 Outcome::Rejected
             }
-        }
+        };
+        self.start_probers();
+        outcome
     }
 
     /// The file as it is now, ready to be served; `None` when it is served already.
@@ -332,6 +346,11 @@ impl Reloader {
         let (count, problems) = listed(error);
         tracing::error!(generation, errors = count, problems, "configuration rejected, the running one stays");
         Outcome::Rejected
+    }
+
+    /// Checks begin for clusters that are new in what is served; for what is gone they end by themselves.
+    fn start_probers(&mut self) {
+        self.probers.start(self.parts.live.snapshot().probers());
     }
 
     fn show_certificates(&self) {
@@ -584,6 +603,36 @@ mod tests {
             Arc::ptr_eq(&before.new.pool, &after.new.pool) && is_same_breaker
         };
         assert!(same("a") && !same("b"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clusters_are_checked_while_what_is_served_wants_it() {
+        let checked = TEXT.replace("    mode:", "    health_check: {enabled: true, interval: 1s}\n    mode:");
+        let mut bench = Bench::start(TEXT);
+        let running = async |bench: &mut Bench, wanted: usize| {
+            while bench.reloader.probers.count() != wanted {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let prober = |bench: &Bench| bench.live.snapshot().probers()[0].clone();
+        assert_eq!(bench.reloader.probers.count(), 0);
+
+        bench.reload(&checked);
+        assert_eq!(bench.reloader.probers.count(), 2, "old and new of one service");
+        let before = prober(&bench);
+
+        bench.reload(&checked.replace("percentage: 20", "percentage: 30"));
+        assert_eq!(bench.reloader.probers.count(), 2);
+        assert!(Arc::ptr_eq(&before, &prober(&bench)), "another service is no reason for another prober");
+        drop(before);
+
+        bench.reload(&checked.replace("interval: 1s", "interval: 2s"));
+        running(&mut bench, 2).await;
+
+        let held = bench.live.snapshot().service("b").unwrap().clone();
+        bench.reload(TEXT);
+        running(&mut bench, 0).await;
+        drop(held);
     }
 
     #[tokio::test]

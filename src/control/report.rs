@@ -20,7 +20,7 @@ use crate::telemetry::labels::BreakerState;
 use crate::telemetry::text::rfc3339_time;
 use crate::telemetry::window::Windows;
 use crate::telemetry::{ServiceGauges, ServiceMeters};
-use crate::upstream::breaker;
+use crate::upstream::{Upstream, breaker, health};
 
 /// Certificates that end sooner than this are worth a word.
 const SOON: i64 = 14 * DAY;
@@ -216,7 +216,10 @@ impl Reporter<'_> {
             },
             open_on_new: u64::try_from(on_new).unwrap_or_default(),
             breaker: BreakerReport::new(service.new.breaker.as_deref(), moment),
-            health: HealthReport { old: "unknown".to_owned(), new: "unknown".to_owned() },
+            health: HealthReport {
+                old: service.old.health_state().as_str().to_owned(),
+                new: service.new.health_state().as_str().to_owned(),
+            },
             windows: self.status.windows(service),
         }
     }
@@ -233,13 +236,22 @@ pub fn gauges(snapshot: &Snapshot) -> Vec<(Arc<ServiceMeters>, ServiceGauges)> {
             declared: weight.declared().as_f64(),
             safe_mode: service.is_in_safe_mode(),
             breaker: BreakerState::from(state),
-            health_old: None,
-            health_new: None,
+            health_old: is_up(&service.old),
+            health_new: is_up(&service.new),
             verify_off: unverified(service).next().is_some(),
         };
         (service.meters.clone(), gauges)
     };
     snapshot.services.iter().map(gauges).collect()
+}
+
+/// The result of the health check; `None` while there is none.
+fn is_up(upstream: &Upstream) -> Option<bool> {
+    match upstream.health_state() {
+        health::State::Unknown => None,
+        health::State::Up => Some(true),
+        health::State::Down => Some(false),
+    }
 }
 
 /// One moment on both clocks, so that steady times can be told as times of day.
@@ -298,7 +310,12 @@ fn degraded_service(service: &Service, moment: Moment) -> impl Iterator<Item = S
     let safe_mode = service.lasting.safe_mode.is_on().then(|| format!("{name}: safe mode is on"));
     let unverified =
         unverified(service).map(move |side| format!("{name}: {side}.verify is off, its certificates are not checked"));
-    breaker.into_iter().chain(safe_mode).chain(unverified)
+    let down = [("old", &service.old), ("new", &service.new)].into_iter().filter_map(move |(side, upstream)| {
+        let health = upstream.health.as_ref().filter(|health| health.state() == health::State::Down)?;
+        let error = health.last_error().unwrap_or_default();
+        Some(format!("{name}: {side} is down: {error}"))
+    });
+    breaker.into_iter().chain(down).chain(safe_mode).chain(unverified)
 }
 
 /// The clusters whose certificates nobody checks.

@@ -14,7 +14,7 @@ use super::header_plan::HeaderPlan;
 use super::overrides::Overrides;
 use super::rules::Rules;
 use super::safe_mode::{Cause, SafeMode};
-use super::service::{Edge, Lasting, Service};
+use super::service::{Edge, Lasting, Service, wanted};
 use super::table::Table;
 use super::weight::Weight;
 use crate::config::{self, Authority, Cluster, ClusterOptions, Config, Environment, Percent, Protocol};
@@ -25,6 +25,7 @@ use crate::upstream::Upstream;
 use crate::upstream::breaker::Breaker;
 use crate::upstream::budget::Budget;
 use crate::upstream::connect::Target;
+use crate::upstream::health::{Check, Health, Prober};
 use crate::upstream::pool::{Bounds, Pool};
 use crate::upstream::resolve::Resolver;
 
@@ -41,6 +42,7 @@ pub struct Snapshot {
     /// Safe mode of everything.
     pub safe_mode: Arc<SafeMode>,
     identities: Vec<Arc<Identity>>,
+    probers: Vec<Arc<Prober>>,
 }
 
 /// What compiling needs besides the configuration.
@@ -118,6 +120,8 @@ impl Snapshot {
             safe_mode: &safe_mode,
             identities: Identities::new(means.environment, earlier.iter().cloned()),
             used: Vec::new(),
+            earlier_probers: previous.map_or(&[], |previous| &previous.probers),
+            probers: Vec::new(),
             problems: Vec::new(),
         };
         let mut services = Vec::with_capacity(config.services.len());
@@ -125,7 +129,7 @@ impl Snapshot {
             let earlier = before.get(service.name.as_str()).map(|service| &***service);
             services.extend(compiler.service(index, service, earlier).map(Arc::new));
         }
-        let Compiler { used, problems, .. } = compiler;
+        let Compiler { used, probers, problems, .. } = compiler;
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -135,7 +139,7 @@ impl Snapshot {
                 table.insert(host, service.clone());
             }
         }
-        Ok(Self { config, services, table, edge, safe_mode, identities: used })
+        Ok(Self { config, services, table, edge, safe_mode, identities: used, probers })
     }
 
     /// Brings shares and switches to what this configuration declares and `overrides` change; called when either of them
@@ -182,6 +186,11 @@ impl Snapshot {
     pub fn identities(&self) -> &[Arc<Identity>] {
         &self.identities
     }
+
+    /// Whoever checks the health of clusters.
+    pub fn probers(&self) -> &[Arc<Prober>] {
+        &self.probers
+    }
 }
 
 struct Compiler<'a> {
@@ -191,6 +200,8 @@ struct Compiler<'a> {
     safe_mode: &'a Arc<SafeMode>,
     identities: Identities<'a>,
     used: Vec<Arc<Identity>>,
+    earlier_probers: &'a [Arc<Prober>],
+    probers: Vec<Arc<Prober>>,
     problems: Vec<Unusable>,
 }
 
@@ -211,11 +222,14 @@ impl Compiler<'_> {
         let breaker = breaker(service, earlier);
         let lasting = earlier.map_or_else(|| Arc::new(lasting(service)), |earlier| earlier.lasting.clone());
         let (before_old, before_new) = (earlier.map(|service| &service.old), earlier.map(|service| &service.new));
+        let health_old = self.health(service, Cluster::Old, &old, before_old);
+        let health_new = self.health(service, Cluster::New, &new, before_new);
         Some(Service {
             rules: Rules::compile(service),
             headers: HeaderPlan::compile(service),
-            old: Upstream::new(old, None, service.old.max_waiting, meters.clone(), before_old),
-            new: Upstream::new(new, breaker, service.new.max_waiting, meters.clone(), before_new),
+            old: Upstream::new(old, None, service.old.max_waiting, meters.clone(), before_old).with_health(health_old),
+            new: Upstream::new(new, breaker, service.new.max_waiting, meters.clone(), before_new)
+                .with_health(health_new),
             meters,
             edge: self.edge.clone(),
             lasting,
@@ -247,6 +261,33 @@ impl Compiler<'_> {
         }
         let Means { resolver, workers, .. } = self.means;
         Some(Pool::new(target, bounds, *workers, (*resolver).clone(), meters.clone()))
+    }
+
+    /// The health of a cluster, and whoever finds it out. Only another connection or another check needs another prober,
+    /// and what is known of the same backend stays known.
+    fn health(
+        &mut self,
+        service: &config::Service,
+        cluster: Cluster,
+        pool: &Arc<Pool>,
+        earlier: Option<&Upstream>,
+    ) -> Option<Arc<Health>> {
+        let options = match cluster {
+            Cluster::Old => &service.old,
+            Cluster::New => &service.new,
+        };
+        let check = Check::new(service, cluster, wanted(options, false))?;
+        let prober = match self.earlier_probers.iter().find(|prober| prober.serves(&check, pool)) {
+            Some(prober) => prober.clone(),
+            None => {
+                let same = |earlier: &&Upstream| earlier.pool.target().authorities().eq(pool.target().authorities());
+                let known = earlier.filter(same).and_then(|earlier| earlier.health.as_deref());
+                Prober::new(check, pool.clone(), known)
+            }
+        };
+        let health = prober.health().clone();
+        self.probers.push(prober);
+        Some(health)
     }
 
     fn target(

@@ -14,6 +14,7 @@ mod cli;
 mod docs;
 mod fallback;
 mod forwarding;
+mod health;
 mod kit;
 mod layers;
 mod leaving;
