@@ -266,6 +266,19 @@ impl Server {
         format!("http://{}", self.addresses.admin)
     }
 
+    /// Descriptors that are open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// Fails the test when the process has ended or any of its tasks has panicked.
+    #[track_caller]
+    pub fn assert_sound(&mut self) {
+        assert!(self.child.try_wait().unwrap().is_none(), "the server ended: {}", self.stderr());
+        assert!(!self.stderr().contains("panicked"), "{}", self.stderr());
+        assert_eq!(self.metrics().sum("task_panics_total", &[]), 0.0);
+    }
+
     /// Resident memory in bytes.
     pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();

@@ -10,6 +10,7 @@ pub mod client;
 pub mod origin;
 pub mod peers;
 pub mod reach;
+pub mod scale;
 pub mod setup;
 mod stream;
 

@@ -2,9 +2,11 @@
 
 mod http2;
 mod load;
+mod paced;
 
 pub use http2::Http2;
 pub use load::Load;
+pub use paced::{Call, Paced, Pacing, Record, Seen};
 
 use std::fmt;
 use std::io::{self, Read, Write};
