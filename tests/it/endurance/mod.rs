@@ -1,6 +1,7 @@
 //! Long scenarios: load at a fixed rate while things fail. Quick with every `cargo test`; `ENDURANCE=full` runs them at the
 //! size that the promises name, one after the other, each with a line of figures.
 
+mod idle;
 mod storm;
 
 use std::collections::BTreeMap;
@@ -48,6 +49,19 @@ impl Orders {
         if let Some(number) = request.header("x-order").and_then(|text| text.parse().ok()) {
             *self.0.lock().unwrap().entry(number).or_default() += 1;
         }
+    }
+
+    /// Fails the test when any number arrived twice.
+    #[track_caller]
+    pub fn assert_none_twice(&self) {
+        let arrived = self.0.lock().unwrap();
+        let twice: Vec<_> = arrived.iter().filter(|(_, times)| **times > 1).take(5).collect();
+        assert!(twice.is_empty(), "{twice:?}");
+    }
+
+    /// How many numbers below this one arrived.
+    pub fn arrived_below(&self, end: u64) -> u64 {
+        self.0.lock().unwrap().range(..end).count() as u64
     }
 
     /// Fails the test when a POST arrived twice, or got a 200 and arrived nowhere.

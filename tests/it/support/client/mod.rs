@@ -5,7 +5,7 @@ mod load;
 mod paced;
 
 pub use http2::Http2;
-pub use load::Load;
+pub use load::{Load, Tally};
 pub use paced::{Call, Paced, Pacing, Record, Seen};
 
 use std::fmt;
