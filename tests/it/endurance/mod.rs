@@ -2,6 +2,7 @@
 //! size that the promises name, one after the other, each with a line of figures.
 
 mod idle;
+mod overload;
 mod storm;
 
 use std::collections::BTreeMap;
