@@ -3,7 +3,10 @@
 
 mod idle;
 mod overload;
+mod restart;
+mod soak;
 mod storm;
+mod swaps;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -43,6 +46,11 @@ impl Orders {
             at_new.note(request);
             new()
         });
+    }
+
+    /// Begins anew, for numbers that come again.
+    pub fn forget(&self) {
+        self.0.lock().unwrap().clear();
     }
 
     /// One more arrival.

@@ -18,16 +18,16 @@ use crate::support::setup::{Clusters, Setup};
 const FAILURES: [&str; 9] = ["connect", "tls", "timeout", "reset", "header", "500", "502", "503", "504"];
 
 /// The two clusters, and what new does at the moment.
-struct Storm {
-    clusters: Clusters,
-    orders: Orders,
+pub(super) struct Storm {
+    pub clusters: Clusters,
+    pub orders: Orders,
     answer: Arc<Mutex<Option<Answer>>>,
     /// Whoever holds it has frozen new: its thread stops at the next request, as a stopped process does.
     running: Arc<Mutex<()>>,
 }
 
 impl Storm {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let storm = Self {
             clusters: Clusters::new(),
             orders: Orders::default(),
@@ -42,11 +42,13 @@ impl Storm {
         storm
     }
 
-    fn says(&self, answer: Option<Answer>) {
+    /// What new says from now on; `None`: what it is scripted to.
+    pub fn says(&self, answer: Option<Answer>) {
         *self.answer.lock().unwrap() = answer;
     }
 
-    fn freeze(&self) -> MutexGuard<'_, ()> {
+    /// Frozen for as long as the guard lives.
+    pub fn freeze(&self) -> MutexGuard<'_, ()> {
         self.running.lock().unwrap()
     }
 }

@@ -4,6 +4,7 @@
 //! that a test reads from top to bottom.
 
 pub mod app;
+pub mod balancer;
 pub mod certs;
 pub mod cli;
 pub mod client;
