@@ -18,6 +18,7 @@ mod forwarding;
 mod kit;
 mod layers;
 mod leaving;
+mod limits;
 mod peers;
 mod pooling;
 mod reload;

@@ -1,6 +1,7 @@
 //! Long scenarios: load at a fixed rate while things fail. Quick with every `cargo test`; `ENDURANCE=full` runs them at the
 //! size that the promises name, one after the other, each with a line of figures.
 
+mod crowd;
 mod idle;
 mod overload;
 mod restart;

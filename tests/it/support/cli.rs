@@ -281,8 +281,17 @@ impl Server {
 
     /// Resident memory in bytes.
     pub fn memory(&self) -> u64 {
+        self.of_status("VmRSS:")
+    }
+
+    /// The most that was ever resident, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        self.of_status("VmHWM:")
+    }
+
+    fn of_status(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a VmRSS line");
+        let line = status.lines().find(|line| line.starts_with(field)).expect("a line with that field");
         line.split_whitespace().nth(1).and_then(|kibibytes| kibibytes.parse::<u64>().ok()).expect("a number") * 1024
     }
 }

@@ -2,12 +2,14 @@
 //! and misbehaves on command. It can be killed and come back on the same port.
 
 mod answer;
+mod blackhole;
 mod http1;
 mod http2;
 mod message;
 mod record;
 
 pub use answer::{Answer, End, Gate};
+pub use blackhole::Blackhole;
 pub use record::{Recorded, pattern};
 
 use std::net::{Ipv4Addr, SocketAddr};
