@@ -103,6 +103,32 @@ fn the_handshake_with_new() {
     assert_recorded(&proxy, 0.0, of_new, 502, "new_backend");
 }
 
+/// Slower than the cluster's deadline, not slower than the client's own limit: nobody but the client is to blame.
+#[test]
+fn a_client_s_pause_in_its_body_is_no_failure_of_the_cluster() {
+    let clusters = Clusters::new();
+    let strict = "fallback: {max_failures: 1}";
+    let setup = Setup::new([service(&clusters).percentage(100).with(strict)]).listen("timeouts: {body_idle: 900ms}");
+    let proxy = Proxy::start(&setup);
+    let start = |target: &str| {
+        let mut client = proxy.client();
+        client.send(format!("POST {target} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 8\r\n\r\nsome"));
+        client
+    };
+
+    let mut slow = start("/slow");
+    slow.patience(Duration::from_millis(600));
+    assert!(matches!(slow.response("POST"), Err(Failure::Timeout)), "it has time");
+    slow.send("more").patience(PATIENCE);
+    let mut stalled = start("/limit");
+
+    assert_eq!(slow.response("POST").unwrap().side(), Some("new"));
+    assert_ours(&stalled.response("POST").unwrap(), 408);
+    assert_recorded(&proxy, 0.0, ("rejected_total", &[("cause", "timeout")]), 408, "new_backend");
+    assert_eq!(proxy.breaker("a"), "closed");
+    assert_eq!(count(&proxy, ("upstream_responses_total", &[("outcome", "timeout")])), 0.0);
+}
+
 /// A head that came is all that could be told; the answer is cut, and looks cut.
 #[test]
 fn a_body_of_a_cluster_that_stands_still() {
