@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{HOST, Orders};
 use crate::support::cli::Server;
-use crate::support::client::{Call, Load, Tally};
+use crate::support::client::{Load, Tally};
 use crate::support::origin::Origin;
 use crate::support::peers::{Nginx, available};
 use crate::support::scale::Scale;

@@ -28,8 +28,12 @@ pub(super) struct Storm {
 
 impl Storm {
     pub fn new() -> Self {
+        Self::with_alpn("http/1.1")
+    }
+
+    fn with_alpn(alpn: &str) -> Self {
         let storm = Self {
-            clusters: Clusters::new(),
+            clusters: Clusters::with_alpn(&[alpn]),
             orders: Orders::default(),
             answer: Arc::default(),
             running: Arc::default(),
@@ -64,13 +68,20 @@ struct Figures {
 
 /// Runs the load; `fault` breaks new, waits with the given function, and mends it.
 fn weather(fault: impl FnOnce(&mut Storm, &dyn Fn())) -> (Scale, Figures) {
+    weather_over("http/1.1", fault)
+}
+
+/// The same over one connection for all requests.
+fn weather_over_http2(fault: impl FnOnce(&mut Storm, &dyn Fn())) -> (Scale, Figures) {
+    weather_over("h2", fault)
+}
+
+fn weather_over(alpn: &str, fault: impl FnOnce(&mut Storm, &dyn Fn())) -> (Scale, Figures) {
     let scale = Scale::begin();
-    let mut storm = Storm::new();
-    let service = storm
-        .clusters
-        .service("a")
-        .percentage(20)
-        .with(&format!("fallback: {{recovery_time: {}}}\nretry: {{attempts: 3}}", scale.pick("1s", "5s")));
+    let mut storm = Storm::with_alpn(alpn);
+    let version = if alpn == "h2" { "2" } else { "1.1" };
+    let service = storm.clusters.service("a").new_option(&format!("http_version: {version}"));
+    let service = service.percentage(20).with(&format!("fallback: {{recovery_time: {}}}", scale.pick("1s", "5s")));
     let top = format!("global: {{default_timeout: {}}}", scale.pick("900ms", "3s"));
     let mut server = Server::start(&Setup::new([service]).top(&top).workers(scale.pick(1, 2)));
     let (calm, storming) = (scale.millis(500, 3_000), scale.millis(2_500, 10_000));
@@ -169,6 +180,39 @@ fn killed() {
         storm.clusters.new.kill();
         wait();
         storm.clusters.new.restart();
+    });
+
+    assert_protected(&scale, &figures);
+}
+
+#[test]
+fn killed_with_a_shared_connection() {
+    let (scale, figures) = weather_over_http2(|storm, wait| {
+        storm.clusters.new.kill();
+        wait();
+        storm.clusters.new.restart();
+    });
+
+    assert_protected(&scale, &figures);
+}
+
+#[test]
+fn frozen_with_a_shared_connection() {
+    let (scale, figures) = weather_over_http2(|storm, wait| {
+        let frozen = storm.freeze();
+        wait();
+        drop(frozen);
+    });
+
+    assert_protected(&scale, &figures);
+}
+
+#[test]
+fn resetting_streams() {
+    let (scale, figures) = weather_over_http2(|storm, wait| {
+        storm.says(Some(Answer::nothing(End::Reset)));
+        wait();
+        storm.says(None);
     });
 
     assert_protected(&scale, &figures);

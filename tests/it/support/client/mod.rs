@@ -6,7 +6,7 @@ mod paced;
 
 pub use http2::Http2;
 pub use load::{Load, Tally};
-pub use paced::{Call, Paced, Pacing, Record, Seen};
+pub use paced::{Call, Paced, Pacing, Record};
 
 use std::fmt;
 use std::io::{self, Read, Write};

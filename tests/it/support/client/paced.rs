@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -129,8 +129,6 @@ pub struct Pacing {
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    started: AtomicU64,
-    done: AtomicU64,
     record: Mutex<Vec<Seen>>,
 }
 
@@ -176,11 +174,9 @@ impl Paced {
                 let (load, idle, open, shared) = (load.clone(), idle.clone(), open.clone(), shared.clone());
                 let at = Duration::from_secs_f64(number as f64 / load.rate);
                 open.set(open.get() + 1);
-                shared.started.fetch_add(1, SeqCst);
                 tokio::task::spawn_local(async move {
                     let seen = load.one(number, at, start, &idle).await;
                     shared.record.lock().unwrap().push(seen);
-                    shared.done.fetch_add(1, SeqCst);
                     open.set(open.get() - 1);
                 });
                 number += 1;
@@ -230,16 +226,6 @@ impl Pacing {
     /// Since the start.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
-    }
-
-    /// Requests that have ended.
-    pub fn done(&self) -> u64 {
-        self.shared.done.load(SeqCst)
-    }
-
-    /// Requests that wait for their answer.
-    pub fn open(&self) -> u64 {
-        self.shared.started.load(SeqCst) - self.done()
     }
 
     /// Ends the load when every request has its answer, and says what came of them.
