@@ -12,12 +12,14 @@
 mod bad_input;
 mod cli;
 mod docs;
+mod endurance;
 mod fallback;
 mod forwarding;
 mod health;
 mod kit;
 mod layers;
 mod leaving;
+mod limits;
 mod peers;
 mod pooling;
 mod reload;
