@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
-use crate::config::{self, Config, ConfigError, Environment, Listen};
+use crate::config::{Config, ConfigError, Environment, Listen};
 use crate::control::candidate::{self, Candidate};
 use crate::control::reload::{Parts, ReloadHandle, Reloader};
 use crate::control::status::{self, Status};
@@ -26,7 +26,7 @@ use crate::readiness::Readiness;
 use crate::routing::client_address::Suspicion;
 use crate::routing::live::Live;
 use crate::routing::snapshot::Means;
-use crate::server::accept::accept;
+use crate::server::accept::Acceptor;
 use crate::server::connection::{Door, Tls};
 use crate::server::worker::{self, Worker};
 use crate::shutdown::{self, Drain, Trigger};
@@ -47,6 +47,9 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// How long the access log may take for its last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// The part of the second half of the grace in which exchanges that last are sent home.
+const SEND_HOME: f64 = 0.9;
 
 /// What a process is started with.
 #[derive(Clone, Debug, Default)]
@@ -83,7 +86,7 @@ pub enum StartError {
 pub struct App {
     /// Where it listens.
     pub addresses: Addresses,
-    drain: config::Drain,
+    live: Arc<Live>,
     readiness: Readiness,
     telemetry: Arc<Telemetry>,
     reload: ReloadHandle,
@@ -170,16 +173,7 @@ impl App {
         threads.start_control(reloader, watch, &live, status, &drain);
         threads.control.spawn(admin::serve(listener, Arc::new(state), admin_drain));
         drop(starting);
-        Ok(Self {
-            addresses,
-            drain: config.drain,
-            readiness,
-            telemetry,
-            reload,
-            trigger,
-            admin: admin_trigger,
-            threads,
-        })
+        Ok(Self { addresses, live, readiness, telemetry, reload, trigger, admin: admin_trigger, threads })
     }
 
     /// Serves until SIGTERM or SIGINT, then ends gracefully; true when all open work was finished. SIGHUP reloads,
@@ -193,44 +187,58 @@ impl App {
             }
         };
         for wish in &wishes {
-            match wish {
-                Wish::Reload => self.reload.reload_now(),
-                Wish::Reopen => {
-                    if let Err(error) = self.telemetry.reopen() {
-                        tracing::error!(%error, "cannot open a log file anew");
-                    }
-                }
-                Wish::Stop(name) => {
-                    tracing::info!(signal = name, "draining");
-                    break;
-                }
+            if let Wish::Stop(name) = wish {
+                tracing::info!(signal = name, "draining");
+                break;
             }
+            heed(&wish, &self.reload, &self.telemetry);
         }
-        let second = std::thread::Builder::new().name("second-signal".to_owned()).spawn(move || {
-            if wishes.into_iter().any(|wish| matches!(wish, Wish::Stop(_))) {
-                std::process::exit(1);
+        let (reload, telemetry) = (self.reload.clone(), self.telemetry.clone());
+        let later = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            for wish in wishes {
+                if let Wish::Stop(name) = wish {
+                    tracing::warn!(signal = name, "told to stop once more, ending at once");
+                    std::process::exit(1);
+                }
+                heed(&wish, &reload, &telemetry);
             }
         });
         // Without that thread a second signal is ignored, which is no reason to stay.
-        drop(second);
+        drop(later);
         self.shutdown()
     }
 
-    /// Not ready, then no new work, then the end; true when all open work was finished in time.
+    /// Not ready, then no new work, then the end; true when all open work was finished in time. What the configuration
+    /// says of the drain counts as it is when each step begins.
     pub fn shutdown(mut self) -> bool {
         self.readiness.close();
         let finished = self.threads.control.block_on(async {
-            tokio::time::sleep(self.drain.delay).await;
-            let finished = self.trigger.drain(self.drain.grace).await;
+            tokio::time::sleep(self.live.snapshot().config.drain.delay).await;
+            let finished = self.finish(self.live.snapshot().config.drain.grace).await;
             self.admin.drain(Duration::from_millis(100)).await;
             finished
         });
-        if !finished {
-            tracing::warn!(open = self.trigger.open(), "the grace is over, closing what is open");
-        }
         self.threads.end();
         self.telemetry.close(LAST_LINES);
         tracing::info!(finished, "ended");
+        finished
+    }
+
+    /// Finishes open work within `grace`. What would last longer is sent home in its second half, one after the other and
+    /// with time left for the farewell.
+    async fn finish(&self, grace: Duration) -> bool {
+        let half = grace / 2;
+        tracing::info!(open = self.trigger.open(), ?grace, "no new work, finishing what is open");
+        self.trigger.start(grace);
+        if self.trigger.finished(half).await {
+            return true;
+        }
+        self.live.send_home(half.mul_f64(SEND_HOME));
+        let finished = self.trigger.finished(half).await;
+        if !finished {
+            tracing::warn!(open = self.trigger.open(), "the grace is over, closing what is open");
+            self.trigger.cut();
+        }
         finished
     }
 
@@ -255,6 +263,19 @@ impl App {
             }
         });
         Ok(receiver)
+    }
+}
+
+/// What can be done beside serving.
+fn heed(wish: &Wish, reload: &ReloadHandle, telemetry: &Telemetry) {
+    match wish {
+        Wish::Stop(_) => {}
+        Wish::Reload => reload.reload_now(),
+        Wish::Reopen => {
+            if let Err(error) = telemetry.reopen() {
+                tracing::error!(%error, "cannot open a log file anew");
+            }
+        }
     }
 }
 
@@ -334,10 +355,11 @@ impl Threads {
         let plain = Arc::new(Door { kind: ListenerKind::Http, tls: None });
         let secure = Arc::new(Door { kind: ListenerKind::Https, tls });
         let doors = http.into_iter().map(|bound| (bound, plain.clone()));
+        let acceptor = Acceptor { workers: workers.to_vec(), places: places.clone(), drain: drain.clone() };
         for (bound, door) in doors.chain(https.into_iter().map(|bound| (bound, secure.clone()))) {
             let _entered = runtime.enter();
             let listener = bound.into_listener().map_err(other("a listener"))?;
-            runtime.spawn(accept(listener, door, workers.to_vec(), places.clone(), drain.clone()));
+            runtime.spawn(acceptor.clone().run(listener, door, CancellationToken::new()));
         }
         self.start("acceptor", runtime, async {})
     }

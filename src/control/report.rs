@@ -84,7 +84,8 @@ pub struct ServiceReport {
     pub safe_mode: bool,
     /// The share of new.
     pub percentage: PercentageReport,
-    /// Exchanges under way on new.
+    /// Long-lived exchanges open on new: upgraded connections, and responses that have streamed for more than a minute. It
+    /// is what stays there when the share goes back, and what `--close-streams` ends.
     pub open_on_new: u64,
     /// The breaker of new.
     pub breaker: BreakerReport,
@@ -193,7 +194,6 @@ impl Reporter<'_> {
 
     fn service(&self, service: &Service, moment: Moment) -> ServiceReport {
         let weight = &service.lasting.weight;
-        let on_new = service.meters.connections(crate::config::Cluster::New).active();
         ServiceReport {
             name: service.name().to_owned(),
             old_host: service.config.old_host.iter().map(ToString::to_string).collect(),
@@ -210,7 +210,7 @@ impl Reporter<'_> {
                 effective: weight.effective().as_f64(),
                 confirm_by: None,
             },
-            open_on_new: u64::try_from(on_new).unwrap_or_default(),
+            open_on_new: u64::try_from(service.new.long_lived.open()).unwrap_or(u64::MAX),
             breaker: BreakerReport::new(service.new.breaker.as_deref(), moment),
             health: HealthReport { old: "unknown".to_owned(), new: "unknown".to_owned() },
             windows: self.status.windows(service),

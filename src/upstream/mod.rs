@@ -4,6 +4,7 @@ pub mod body;
 pub mod breaker;
 pub mod budget;
 pub mod connect;
+pub mod long_lived;
 pub mod pool;
 pub mod ratio;
 pub mod resolve;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use breaker::{Admitted, Availability, Breaker, Permit, State, Transition, Verdict};
+use long_lived::LongLived;
 use pool::Pool;
 
 use crate::telemetry::labels::BreakerState;
@@ -24,13 +26,15 @@ pub struct Upstream {
     pub pool: Arc<Pool>,
     /// Its circuit breaker; old has none.
     pub breaker: Option<Arc<Breaker>>,
+    /// Its exchanges that last.
+    pub long_lived: Arc<LongLived>,
     waiting: Arc<AtomicUsize>,
     max_waiting: Option<usize>,
     meters: Arc<ServiceMeters>,
 }
 
 impl Upstream {
-    /// An upstream on these parts; `previous` hands over how much waits.
+    /// An upstream on these parts; `previous` hands over how much waits and what lasts, also when the target is another.
     pub fn new(
         pool: Arc<Pool>,
         breaker: Option<Arc<Breaker>>,
@@ -39,7 +43,8 @@ impl Upstream {
         previous: Option<&Self>,
     ) -> Self {
         let waiting = previous.map_or_else(Arc::default, |previous| previous.waiting.clone());
-        Self { pool, breaker, waiting, max_waiting, meters }
+        let long_lived = previous.map_or_else(Arc::default, |previous| previous.long_lived.clone());
+        Self { pool, breaker, long_lived, waiting, max_waiting, meters }
     }
 
     /// Whether the cluster would be asked; changes nothing.
