@@ -21,6 +21,7 @@ use crate::control::reload::{Parts, ReloadHandle, Reloader};
 use crate::control::status::{self, Status};
 use crate::control::watch::Watch;
 use crate::net::listener::Bound;
+use crate::net::relay::FAREWELL;
 use crate::proxy::Proxy;
 use crate::readiness::Readiness;
 use crate::routing::client_address::Suspicion;
@@ -47,9 +48,6 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// How long the access log may take for its last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
-
-/// The part of the second half of the grace in which exchanges that last are sent home.
-const SEND_HOME: f64 = 0.9;
 
 /// What a process is started with.
 #[derive(Clone, Debug, Default)]
@@ -233,7 +231,7 @@ impl App {
         if self.trigger.finished(half).await {
             return true;
         }
-        self.live.send_home(half.mul_f64(SEND_HOME));
+        self.live.send_home(half.saturating_sub(FAREWELL * 2).max(half / 2));
         let finished = self.trigger.finished(half).await;
         if !finished {
             tracing::warn!(open = self.trigger.open(), "the grace is over, closing what is open");

@@ -97,6 +97,7 @@ impl Reloader {
         let fixed = Fixed::of(first.config());
         let reloader = Self { parts, fixed, served: first, files_failed: false, requested: Arc::default() };
         reloader.show_certificates();
+        reloader.warn_of_ended_certificates();
         reloader
     }
 
@@ -155,9 +156,15 @@ impl Reloader {
 
     /// Everything that can fail.
     fn try_out(&self, candidate: &Candidate) -> Result<Ready, ConfigError> {
-        let Parts { environment, resolver, workers, live, telemetry, .. } = &self.parts;
+        let Parts { environment, resolver, workers, live, telemetry, certificates, .. } = &self.parts;
         let current = live.snapshot();
         let compiled = candidate.compile(Some(&current), &Means { environment, resolver, workers: *workers })?;
+        let served = expiry::of(&certificates.current(), &current);
+        let wanted = expiry::of(&compiled.certificates, &compiled.snapshot);
+        let overdue = expiry::overdue(&served, wanted, Timestamp::now().as_second());
+        if !overdue.is_empty() {
+            return Err(candidate.overdue(&overdue));
+        }
         let log = &candidate.config().log;
         let access = telemetry.access.prepare(log).map_err(|error| candidate.unwritable(&error))?;
         let audit = telemetry.audit.prepare(log).map_err(|error| candidate.unwritable(&error))?;
@@ -293,6 +300,16 @@ impl Reloader {
         let ends = expiry::of(&certificates.current(), &live.snapshot());
         telemetry.process.certificates(ends.clone());
         status.update(|configuration| configuration.certificates = ends);
+    }
+
+    /// A start with what there is beats no start; a reload would have kept what it had.
+    fn warn_of_ended_certificates(&self) {
+        let now = Timestamp::now().as_second();
+        let certificates = self.parts.status.configuration().certificates;
+        for ended in certificates.iter().filter(|certificate| certificate.not_after < now) {
+            let (side, file) = (ended.side.as_str(), ended.file.display());
+            tracing::error!(side, service = ended.service, %file, "a certificate has expired and is used all the same");
+        }
     }
 
     fn show_restart_needed(&self, keys: &[String]) {
@@ -453,7 +470,8 @@ mod tests {
             bench.reloader.reload(&changed, &mut bench.watch);
         }
         let ends = bench.status.configuration().certificates;
-        assert_eq!((ends.len(), ends[0].service.as_deref()), (1, Some("b")));
+        let ends: Vec<_> = ends.iter().map(|end| (end.side.as_str(), end.service.as_deref())).collect();
+        assert_eq!(ends, [("client", Some("b")), ("ca", Some("b"))]);
     }
 
     fn generation(bench: &Bench) -> u64 {
@@ -478,6 +496,34 @@ mod tests {
         assert_eq!(year(&bench), 2092);
         let configuration = bench.status.configuration();
         assert_eq!((configuration.generation, configuration.last_error), (1, None));
+    }
+
+    #[tokio::test]
+    async fn a_pair_that_is_over_replaces_none_that_is_good() {
+        let (directory, text) = with_tls();
+        let mut bench = Bench::over(directory, &text).unwrap();
+        let files = [bench.path("tls.crt"), bench.path("tls.key")];
+
+        write_pair(&bench.directory, "a.old.example", 2020, true);
+        assert_eq!(bench.reloader.reload(&files, &mut bench.watch), Outcome::Rejected);
+        assert_eq!(year(&bench), 2090);
+        let error = bench.status.configuration().last_error.unwrap();
+        assert!(error.contains("listen.tls.certificates[0].cert") && error.contains("has expired"), "{error}");
+
+        write_pair(&bench.directory, "a.old.example", 2091, true);
+        assert_eq!(bench.reloader.reload(&files, &mut bench.watch), Outcome::Applied);
+        assert_eq!(year(&bench), 2091);
+    }
+
+    #[tokio::test]
+    async fn a_start_with_a_pair_that_is_over_serves_it_and_takes_the_next() {
+        let (directory, text) = with_tls();
+        write_pair(&directory, "a.old.example", 2020, true);
+        let mut bench = Bench::over(directory, &text).unwrap();
+        assert_eq!(year(&bench), 2020);
+
+        assert_eq!(bench.reload(&text.replace("percentage: 20", "percentage: 50")), Outcome::Applied);
+        assert_eq!((share(&bench, "a"), year(&bench)), (50.0, 2020));
     }
 
     #[tokio::test]

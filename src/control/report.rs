@@ -15,7 +15,7 @@ use crate::routing::client_address::Suspicion;
 use crate::routing::live::Live;
 use crate::routing::service::Service;
 use crate::routing::snapshot::Snapshot;
-use crate::telemetry::labels::BreakerState;
+use crate::telemetry::labels::{BreakerState, CertificateSide};
 use crate::telemetry::text::rfc3339_time;
 use crate::telemetry::window::Windows;
 use crate::telemetry::{ServiceGauges, ServiceMeters};
@@ -307,13 +307,13 @@ fn unverified(service: &Service) -> impl Iterator<Item = &'static str> + use<> {
     is_unverified.into_iter().flatten()
 }
 
-/// Certificates that end soon, each file once.
+/// Certificates that end soon, each file once. A root is believed whatever it says of its own end.
 fn ending(configuration: &Configuration, now: Timestamp) -> impl Iterator<Item = String> {
     let now = now.as_second();
     let mut ending: Vec<_> = configuration
         .certificates
         .iter()
-        .filter(|certificate| certificate.not_after - now < SOON)
+        .filter(|certificate| certificate.side != CertificateSide::Authority && certificate.not_after - now < SOON)
         .map(|certificate| (&certificate.file, certificate.not_after))
         .collect();
     ending.sort_unstable();
@@ -411,7 +411,6 @@ mod tests {
 
     #[tokio::test]
     async fn certificates_are_named_before_and_after_their_end() {
-        use crate::telemetry::labels::CertificateSide;
         use crate::telemetry::process::CertificateExpiry;
         let bench = Bench::start(TEXT);
         let now = Timestamp::now().as_second();

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 const BUFFER: usize = 16 * 1024;
 
-/// How long, and for how many bytes, both sides have to end once they are told that it is over.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long both sides have to end once they are told that it is over, and for how many bytes they are listened to.
+pub const FAREWELL: Duration = Duration::from_millis(500);
 const FAREWELL_BYTES: usize = 256 * 1024;
 
 /// Bytes that have moved, also when the relay ends by an error or is dropped.
@@ -224,6 +224,6 @@ mod tests {
         let ended = relay(left, right, Duration::from_secs(60), over, &Moved::default()).await;
 
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert_eq!(start.elapsed().as_secs(), 4);
+        assert_eq!(start.elapsed().as_millis(), 3_500);
     }
 }
