@@ -17,7 +17,7 @@ use crate::net::listener::tune;
 use crate::net::stream::Stream;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::metrics::ServiceMeters;
-use crate::tls::client::Identity;
+use crate::tls::client::{Identity, reason};
 
 /// An address that refused a connection is left alone this long while there are others.
 const REST: Duration = Duration::from_secs(10);
@@ -87,7 +87,7 @@ pub enum ConnectCause {
     #[error("connect: {0}")]
     Tcp(io::Error),
     /// No TLS.
-    #[error("TLS: {0}")]
+    #[error("TLS: {}", reason(.0))]
     Tls(io::Error),
     /// A step took too long.
     #[error("{} timed out", .0.as_str())]
@@ -183,7 +183,8 @@ impl Target {
     }
 }
 
-/// Opens a connection. `host` is the request's host, for targets that take their server name from it.
+/// Opens a connection. `host` is the request's host, for targets that take their server name from it. `meters` hear how
+/// long each step took; probes bring none.
 ///
 /// # Errors
 ///
@@ -194,7 +195,7 @@ pub async fn connect(
     wanted: Wanted,
     host: Option<&str>,
     deadline: Instant,
-    meters: &ServiceMeters,
+    meters: Option<&ServiceMeters>,
 ) -> Result<Connected, ConnectError> {
     let start = Instant::now();
     let deadline = tokio::time::Instant::from_std(deadline.min(start + target.timeout));
@@ -220,7 +221,7 @@ pub async fn connect(
             within(deadline, Phase::Tls, tls).await.map_err(failed)?
         }
     };
-    if target.cluster == Cluster::New {
+    if let Some(meters) = meters.filter(|_| target.cluster == Cluster::New) {
         meters.connect_phase(Phase::Dns, resolved - start);
         meters.connect_phase(Phase::Connect, connected - resolved);
         if target.identity.is_some() {
