@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::candidate::{Candidate, Compiled, one_line};
 use super::keeper::Keeper;
 use super::last_good::LastGood;
+use super::listeners::{self, Listeners};
 use super::restart::Fixed;
 use super::status::{Status, Trouble};
 use super::watch::Watch;
@@ -44,6 +45,8 @@ pub struct Parts {
     pub workers: usize,
     /// What is served.
     pub live: Arc<Live>,
+    /// The sockets.
+    pub listeners: Arc<Listeners>,
     /// What the TLS listeners show.
     pub certificates: Arc<Certificates>,
     /// Names to addresses.
@@ -194,12 +197,17 @@ impl Reloader {
         let log = &candidate.config().log;
         let access = telemetry.access.prepare(log).map_err(|error| candidate.unwritable(&error))?;
         let audit = telemetry.audit.prepare(log).map_err(|error| candidate.unwritable(&error))?;
-        Ok(Ready { compiled, access, audit })
+        let sockets = self.parts.listeners.prepare(&candidate.config().listen);
+        let sockets = sockets.map_err(|error| {
+            let help = Some(error.advice.to_owned());
+            candidate.unfit(error.key, error.to_string(), help)
+        })?;
+        Ok(Ready { compiled, access, audit, sockets })
     }
 
     /// Serves it from the next request and the next handshake on. Nothing in here can fail.
     fn install(&self, candidate: &Candidate, ready: Ready) -> Vec<Change> {
-        let Ready { compiled: Compiled { snapshot, certificates }, access, audit } = ready;
+        let Ready { compiled: Compiled { snapshot, certificates }, access, audit, sockets } = ready;
         let Parts { telemetry, status, live, resolver, logs, keeper, .. } = &self.parts;
         let config = candidate.config();
         telemetry.access.install(access);
@@ -209,6 +217,7 @@ impl Reloader {
         self.parts.certificates.replace(certificates);
         let changes = snapshot.take_over(&keeper.follow(config));
         live.install(snapshot);
+        self.parts.listeners.install(sockets);
         status.tick(&live.snapshot());
         self.show_certificates();
         self.show_restart_needed(&self.fixed.changed(config));
@@ -392,6 +401,7 @@ struct Ready {
     compiled: Compiled,
     access: access_log::Prepared,
     audit: crate::telemetry::audit::Prepared,
+    sockets: listeners::Prepared,
 }
 
 fn audit(telemetry: &Telemetry, kind: Kind, service: Option<&str>, from: Value<'_>, to: Value<'_>) {
@@ -613,10 +623,10 @@ mod tests {
     #[tokio::test]
     async fn what_needs_a_restart_is_named_until_the_file_goes_back() {
         let mut bench = Bench::start(TEXT);
-        let text = TEXT.replace("http: ['127.0.0.1:0']", "http: ['127.0.0.1:8001']") + "workers: 3\n";
+        let text = TEXT.to_owned() + "workers: 3\nlimits: {max_connections: 7}\n";
 
         assert_eq!(bench.reload(&text), Outcome::Applied);
-        assert_eq!(bench.status.configuration().restart_needed, ["workers", "listen.http"]);
+        assert_eq!(bench.status.configuration().restart_needed, ["workers", "limits.max_connections"]);
         assert!(bench.telemetry.process.render().contains("config_restart_needed 1"));
 
         assert_eq!(bench.reload(TEXT), Outcome::Applied);
