@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::keeper::Keeper;
+use super::listeners::{self, Listeners};
 use super::opening::{self, Opening};
 use super::reload::{Outcome, Parts, Reloader};
 use super::state_file::StateFile;
@@ -81,11 +82,14 @@ impl Bench {
             telemetry.clone(),
             status.clone(),
         );
+        let sockets = listeners::bind(&first.config().listen).unwrap();
+        let listeners = Listeners::start(sockets, Box::new(|_, _, _| Ok(()))).unwrap();
         let parts = Parts {
             path,
             environment,
             workers: 1,
             live,
+            listeners: Arc::new(listeners),
             certificates: Certificates::new(compiled.certificates),
             resolver,
             telemetry,

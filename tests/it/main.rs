@@ -12,6 +12,7 @@
 mod bad_input;
 mod cli;
 mod docs;
+mod drain;
 mod endurance;
 mod fallback;
 mod forwarding;
