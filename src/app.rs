@@ -33,6 +33,7 @@ use crate::shutdown::{self, Drain, Trigger};
 use crate::telemetry::labels::ListenerKind;
 use crate::telemetry::{Telemetry, logs, machine};
 use crate::tls::certificates::{self, Certificates};
+use crate::upstream::dns::Sources;
 use crate::upstream::resolve::Resolver;
 
 /// Connections that are allowed when the descriptor limit is unknown or unlimited.
@@ -55,6 +56,8 @@ pub struct Options {
     pub config: PathBuf,
     /// Environment variables.
     pub environment: Environment,
+    /// Where names are looked up.
+    pub names: Sources,
 }
 
 /// Where the process listens, with the ports that the system chose.
@@ -113,7 +116,7 @@ impl App {
     ///
     /// Every mistake in the file, or the first thing that the system refuses.
     pub fn start(options: Options) -> Result<Self, StartError> {
-        let Options { config: path, environment } = options;
+        let Options { config: path, environment, names } = options;
         let (first, watch) = candidate::open(&path, &environment).map_err(StartError::Config)?;
         let config = first.config().clone();
         let logs = logs::init(config.log.level, config.log.format);
@@ -121,7 +124,7 @@ impl App {
         let mut threads = Threads::new()?;
         let entered = threads.control.clone();
         let _entered = entered.enter();
-        let resolver = Resolver::new(config.dns, threads.control.clone());
+        let resolver = Resolver::new(config.dns, names, threads.control.clone());
         let means = Means { environment: &environment, resolver: &resolver, workers };
         let compiled = first.compile(None, &means).map_err(StartError::Config)?;
         let certificates = Certificates::new(compiled.certificates);

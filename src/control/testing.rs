@@ -17,6 +17,7 @@ use crate::routing::live::Live;
 use crate::routing::snapshot::Means;
 use crate::telemetry::{Telemetry, logs};
 use crate::tls::certificates::Certificates;
+use crate::upstream::dns::Sources;
 use crate::upstream::resolve::Resolver;
 
 /// Two services. `DIR` stands for the directory.
@@ -62,7 +63,7 @@ impl Bench {
         write(directory.path(), text);
         let environment = Environment::new();
         let (first, watch) = candidate::open(&path, &environment)?;
-        let resolver = Resolver::new(first.config().dns, tokio::runtime::Handle::current());
+        let resolver = Resolver::new(first.config().dns, Sources::default(), tokio::runtime::Handle::current());
         let means = Means { environment: &environment, resolver: &resolver, workers: 1 };
         let compiled = first.compile(None, &means)?;
         let log = &first.config().log;

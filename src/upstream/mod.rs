@@ -4,6 +4,8 @@ pub mod body;
 pub mod breaker;
 pub mod budget;
 pub mod connect;
+pub mod dns;
+pub mod endpoints;
 pub mod pool;
 pub mod ratio;
 pub mod resolve;
