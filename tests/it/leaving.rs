@@ -1,14 +1,11 @@
 //! Clients that leave while their request waits for something: everything that it held is given back, and nobody is blamed.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
-
-use socket2::{Domain, Socket, Type};
 
 use crate::support::app::Proxy;
 use crate::support::certs::Authority;
 use crate::support::client::{Client, Http2};
-use crate::support::origin::{Answer, End, Gate, OnAccept};
+use crate::support::origin::{Answer, Blackhole, End, Gate, OnAccept};
 use crate::support::setup::{Clusters, Service, Setup};
 use crate::support::{PATIENCE, eventually, eventually_some};
 
@@ -116,31 +113,6 @@ fn while_the_handshake_with_new_hangs() {
     assert_all_given_back(&proxy, 499);
     clusters.new.well_behaved();
     assert_serves(&proxy, "new", "hundred");
-}
-
-/// A listener whose queue is full: the kernel answers no further connection.
-struct Blackhole {
-    address: SocketAddr,
-    _held: Vec<Socket>,
-}
-
-impl Blackhole {
-    fn new() -> Self {
-        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let listener = socket();
-        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
-        listener.listen(0).unwrap();
-        let address = listener.local_addr().unwrap().as_socket().unwrap();
-        let mut held = vec![listener];
-        for _ in 0..4 {
-            let client = socket();
-            client.set_nonblocking(true).unwrap();
-            // Under way is all that it can be.
-            let _ = client.connect(&address.into());
-            held.push(client);
-        }
-        Self { address, _held: held }
-    }
 }
 
 #[test]

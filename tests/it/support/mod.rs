@@ -7,6 +7,7 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod client;
+pub mod dns;
 pub mod origin;
 pub mod peers;
 pub mod reach;

@@ -56,9 +56,24 @@ impl Origin {
         Self::start(side, None, false)
     }
 
+    /// The same, at an address of the test's choice.
+    pub fn plain_at(side: &str, address: SocketAddr) -> Self {
+        Self::over(listen(address), side, None, false)
+    }
+
+    /// The same where the machine may not have the address.
+    pub fn try_plain_at(side: &str, address: SocketAddr) -> Option<Self> {
+        Some(Self::over(try_listen(address).ok()?, side, None, false))
+    }
+
     /// HTTP/2 in clear by prior knowledge.
     pub fn h2c(side: &str) -> Self {
         Self::start(side, None, true)
+    }
+
+    /// The same, at an address of the test's choice.
+    pub fn h2c_at(side: &str, address: SocketAddr) -> Self {
+        Self::over(listen(address), side, None, true)
     }
 
     /// TLS; HTTP/2 when the configuration's ALPN chooses it.
@@ -67,7 +82,15 @@ impl Origin {
     }
 
     fn start(side: &str, tls: Option<Arc<ServerConfig>>, prior_knowledge: bool) -> Self {
-        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        Self::over(listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), side, tls, prior_knowledge)
+    }
+
+    fn over(
+        listener: std::net::TcpListener,
+        side: &str,
+        tls: Option<Arc<ServerConfig>>,
+        prior_knowledge: bool,
+    ) -> Self {
         let mut origin = Self {
             address: listener.local_addr().unwrap(),
             tls,
@@ -211,13 +234,44 @@ pub fn refused_port() -> u16 {
     listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).local_addr().unwrap().port()
 }
 
+/// A listener whose queue is full: the kernel answers no further connection.
+pub struct Blackhole {
+    /// Where nobody answers.
+    pub address: SocketAddr,
+    _held: Vec<Socket>,
+}
+
+impl Blackhole {
+    /// On a port of the system.
+    pub fn new() -> Self {
+        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let listener = socket();
+        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut held = vec![listener];
+        for _ in 0..4 {
+            let client = socket();
+            client.set_nonblocking(true).unwrap();
+            // Under way is all that it can be.
+            let _ = client.connect(&address.into());
+            held.push(client);
+        }
+        Self { address, _held: held }
+    }
+}
+
 fn listen(address: SocketAddr) -> std::net::TcpListener {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&address.into()).unwrap();
-    socket.listen(1024).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket.into()
+    try_listen(address).unwrap()
+}
+
+fn try_listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAcceptor>, prior_knowledge: bool) {
