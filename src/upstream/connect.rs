@@ -21,7 +21,7 @@ use crate::net::listener::tune;
 use crate::net::stream::Stream;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::metrics::ServiceMeters;
-use crate::tls::client::Identity;
+use crate::tls::client::{Identity, reason};
 
 /// Where an upstream is and how it is spoken to.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub enum ConnectCause {
     #[error("connect: {0}")]
     Tcp(io::Error),
     /// No TLS.
-    #[error("TLS: {0}")]
+    #[error("TLS: {}", reason(.0))]
     Tls(io::Error),
     /// A step took too long.
     #[error("{} timed out", .0.as_str())]
@@ -203,7 +203,8 @@ async fn any_changed(receivers: &mut [(usize, watch::Receiver<Known>)]) {
     .await;
 }
 
-/// Opens a connection. `host` is the request's host, for targets that take their server name from it.
+/// Opens a connection. `host` is the request's host, for targets that take their server name from it. `meters` hear how
+/// long each step took; probes bring none.
 ///
 /// # Errors
 ///
@@ -214,7 +215,7 @@ pub async fn connect(
     wanted: Wanted,
     host: Option<&str>,
     deadline: Instant,
-    meters: &ServiceMeters,
+    meters: Option<&ServiceMeters>,
 ) -> Result<Connected, ConnectError> {
     let start = Instant::now();
     let deadline = tokio::time::Instant::from_std(deadline.min(start + target.timeout));
@@ -236,7 +237,7 @@ pub async fn connect(
             return Err(ConnectError { address, has_alternative, cause });
         }
     };
-    if target.cluster == Cluster::New {
+    if let Some(meters) = meters.filter(|_| target.cluster == Cluster::New) {
         meters.connect_phase(Phase::Dns, resolved - start);
         meters.connect_phase(Phase::Connect, connected - resolved);
         if target.identity.is_some() {

@@ -1,4 +1,5 @@
-//! One cluster's backend of one service: where it is, its pooled connections, its breaker, and how much waits for it.
+//! One cluster's backend of one service: where it is, its pooled connections, its breaker, its health, and how
+//! much waits for it.
 
 pub mod body;
 pub mod breaker;
@@ -6,7 +7,9 @@ pub mod budget;
 pub mod connect;
 pub mod dns;
 pub mod endpoints;
+pub mod health;
 pub mod pool;
+pub mod probe;
 pub mod ratio;
 pub mod resolve;
 
@@ -15,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use breaker::{Admitted, Availability, Breaker, Permit, State, Transition, Verdict};
+use health::Health;
 use pool::Pool;
 
 use crate::telemetry::labels::BreakerState;
@@ -26,6 +30,8 @@ pub struct Upstream {
     pub pool: Arc<Pool>,
     /// Its circuit breaker; old has none.
     pub breaker: Option<Arc<Breaker>>,
+    /// What probes say of it, when there are any.
+    pub health: Option<Arc<Health>>,
     waiting: Arc<AtomicUsize>,
     max_waiting: Option<usize>,
     meters: Arc<ServiceMeters>,
@@ -41,12 +47,27 @@ impl Upstream {
         previous: Option<&Self>,
     ) -> Self {
         let waiting = previous.map_or_else(Arc::default, |previous| previous.waiting.clone());
-        Self { pool, breaker, waiting, max_waiting, meters }
+        Self { pool, breaker, health: None, waiting, max_waiting, meters }
+    }
+
+    /// The same with a health check.
+    pub fn with_health(self, health: Option<Arc<Health>>) -> Self {
+        Self { health, ..self }
     }
 
     /// Whether the cluster would be asked; changes nothing.
     pub fn availability(&self, now: Instant) -> Availability {
-        self.breaker.as_ref().map_or(Availability::Available, |breaker| breaker.availability(now))
+        // Without a breaker, which old never has, a failing check is only reported.
+        let Some(breaker) = &self.breaker else { return Availability::Available };
+        match self.health_state() {
+            health::State::Down => Availability::Unhealthy,
+            health::State::Unknown | health::State::Up => breaker.availability(now),
+        }
+    }
+
+    /// What the health check says; unknown without one.
+    pub fn health_state(&self) -> health::State {
+        self.health.as_ref().map_or(health::State::Unknown, |health| health.state())
     }
 
     /// Leave to send one request; `None` while the breaker is open.

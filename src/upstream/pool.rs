@@ -32,7 +32,7 @@ const READ_BUFFER: usize = 16 * 1024;
 
 /// Fields of a response head, where a backend sends many. hyper parses up to 100 without allocating, so connections ask for
 /// more only once the backend has shown that it needs it: more costs each response two allocations of eight KiB.
-const RESPONSE_FIELDS: usize = 256;
+pub(super) const RESPONSE_FIELDS: usize = 256;
 
 /// A backend that sends this many fields may soon send more than hyper's 100.
 const MANY_FIELDS: usize = 60;
@@ -187,6 +187,16 @@ impl Pool {
         &self.target
     }
 
+    /// The service that it belongs to.
+    pub fn service(&self) -> &str {
+        self.meters.service()
+    }
+
+    /// The longest response head, in bytes.
+    pub fn response_head(&self) -> usize {
+        self.bounds.response_head
+    }
+
     /// A pool for that target, with those bounds and counters, would be this one.
     pub fn serves(&self, target: &Target, bounds: Bounds, meters: &Arc<ServiceMeters>) -> bool {
         self.bounds == bounds && Arc::ptr_eq(&self.meters, meters) && self.target.is_same(target)
@@ -206,6 +216,21 @@ impl Pool {
         }
         // Boxed: opening a connection is rare, and its large future would otherwise be part of every request's.
         Box::pin(self.make(demand)).await
+    }
+
+    /// A connection that the pool never sees, for a probe. `host` is the client's, for targets that take their server name
+    /// from it.
+    ///
+    /// # Errors
+    ///
+    /// It could not be made in time.
+    pub async fn connect_apart(
+        &self,
+        wanted: Wanted,
+        host: &str,
+        deadline: Instant,
+    ) -> Result<Connected, ConnectError> {
+        connect(&self.target, &self.resolver, wanted, Some(host), deadline, None).await
     }
 
     async fn make(self: &Arc<Self>, demand: Demand<'_>) -> Result<Lease, ConnectError> {
@@ -306,7 +331,7 @@ impl Pool {
     async fn open(self: &Arc<Self>, demand: &Demand<'_>) -> Result<Lease, ConnectError> {
         let Demand { wanted, host, deadline, worker, .. } = *demand;
         self.follow();
-        let connected = connect(&self.target, &self.resolver, wanted, host, deadline, &self.meters).await?;
+        let connected = connect(&self.target, &self.resolver, wanted, host, deadline, Some(&self.meters)).await?;
         let age = AGE.mul_f64(rand::random_range(0.8..1.2));
         let endpoint = connected.endpoint.clone();
         let address = endpoint.address();

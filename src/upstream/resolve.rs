@@ -168,14 +168,14 @@ impl Memory {
     /// What is known after this answer, and the pause before the next look-up.
     fn learn(&mut self, host: &str, answer: Result<Found, Fault>, bounds: &Dns, now: Instant) -> (Known, Duration) {
         match answer {
-            Ok(found) => self.found(host, found, bounds, now),
+            Ok(found) => self.found(host, &found, bounds, now),
             Err(fault) => self.failed(host, fault, bounds, now),
         }
     }
 
     /// An address that is missing once may be missing by accident: servers that disagree, a backend that was not ready
     /// for a second. It gets no new connection, and the answer is asked for again soon; missing there too, it has left.
-    fn found(&mut self, host: &str, found: Found, bounds: &Dns, now: Instant) -> (Known, Duration) {
+    fn found(&mut self, host: &str, found: &Found, bounds: &Dns, now: Instant) -> (Known, Duration) {
         let ttl = found.ttl.clamp(bounds.min_ttl, bounds.max_ttl).max(SOONEST);
         let before: &[IpAddr] = self.addresses.as_ref().map_or(&[], |addresses| &addresses.current);
         let current = capped(&found.addresses, before);
@@ -291,9 +291,10 @@ mod tests {
     #[test]
     fn an_address_has_left_when_two_answers_lack_it() {
         let (mut memory, now) = (Memory::default(), Instant::now());
+        let b = |last: &'static [u8]| last;
         // Answer, what is current, what is leaving, seconds until the next look-up.
-        let history: [(&[u8], &[u8], &[u8], u64); 8] = [
-            (&[1, 2], &[1, 2], &[], 20),
+        let history = [
+            (b(&[1, 2]), b(&[1, 2]), b(&[]), 20),
             (&[2, 1], &[1, 2], &[], 20),
             (&[2, 3], &[2, 3], &[1], 1),
             (&[1, 2, 3], &[2, 3, 1], &[], 20),

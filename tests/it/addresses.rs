@@ -329,7 +329,7 @@ fn connections_go_where_less_is_under_way() {
 fn a_dead_address_of_two_costs_one_connect_timeout_in_total() {
     const CONNECT: Duration = Duration::from_millis(900);
     let (clusters, alive, dead) = (Clusters::new(), Origin::plain("alive"), Blackhole::new());
-    let both = format!("[\"{}\", \"{}\"]", dead.address, alive.address());
+    let both = format!("[\"{}\", \"{}\"]", dead.address(), alive.address());
     let service = clusters.service("a").old_backend(both).with("timeouts: {connect: 900ms}");
     let proxy = Proxy::start(&Setup::new([service]));
     let address = proxy.addresses.http;

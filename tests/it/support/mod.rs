@@ -4,6 +4,7 @@
 //! that a test reads from top to bottom.
 
 pub mod app;
+pub mod balancer;
 pub mod certs;
 pub mod cli;
 pub mod client;
@@ -11,6 +12,7 @@ pub mod dns;
 pub mod origin;
 pub mod peers;
 pub mod reach;
+pub mod scale;
 pub mod setup;
 mod stream;
 

@@ -133,6 +133,7 @@ pub struct Setup {
     listen_tls: Vec<String>,
     log: Vec<String>,
     top: Vec<String>,
+    drain: String,
     workers: usize,
     https: bool,
     names: Sources,
@@ -164,6 +165,7 @@ impl Setup {
             listen_tls: Vec::new(),
             log: Vec::new(),
             top: Vec::new(),
+            drain: "delay: 0s, grace: 5s".to_owned(),
             workers: 1,
             https: false,
             names: Sources::default(),
@@ -198,6 +200,12 @@ impl Setup {
     /// More keys of the file, lines of YAML.
     pub fn top(mut self, yaml: &str) -> Self {
         self.top.extend(yaml.lines().map(str::to_owned));
+        self
+    }
+
+    /// Other keys of `drain`, as YAML.
+    pub fn drain(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.drain);
         self
     }
 
@@ -244,7 +252,7 @@ impl Setup {
             writeln!(text, "  {line}").unwrap();
         }
         writeln!(text, "reload: {{poll: 500ms, state_dir: {here}/state}}\nstate: {{backend: file}}").unwrap();
-        writeln!(text, "drain: {{delay: 0s, grace: 5s}}").unwrap();
+        writeln!(text, "drain: {{{}}}", self.drain).unwrap();
         for line in &self.top {
             writeln!(text, "{line}").unwrap();
         }

@@ -2,25 +2,28 @@
 //! and misbehaves on command. It can be killed and come back on the same port.
 
 mod answer;
+mod blackhole;
 mod http1;
 mod http2;
 mod message;
 mod record;
 
 pub use answer::{Answer, End, Gate};
+pub use blackhole::Blackhole;
 pub use record::{Recorded, pattern};
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustls::ServerConfig;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use self::record::{Facts, Shared};
+use self::record::{Facts, Rest, Shared, Slots};
 use super::stream::Stream;
 
 /// What happens to a connection before its first byte.
@@ -46,6 +49,7 @@ pub struct Origin {
 }
 
 struct Running {
+    listener: std::net::TcpListener,
     cancel: CancellationToken,
     thread: JoinHandle<()>,
 }
@@ -103,7 +107,7 @@ impl Origin {
     }
 
     fn run(&mut self, listener: std::net::TcpListener) {
-        let cancel = CancellationToken::new();
+        let (cancel, kept) = (CancellationToken::new(), listener.try_clone().unwrap());
         let (shared, tls, prior_knowledge, stop) =
             (self.shared.clone(), self.tls.clone(), self.prior_knowledge, cancel.clone());
         let thread = std::thread::spawn(move || {
@@ -116,7 +120,7 @@ impl Origin {
                 }
             });
         });
-        self.running = Some(Running { cancel, thread });
+        self.running = Some(Running { listener: kept, cancel, thread });
     }
 
     /// Where it listens.
@@ -191,6 +195,30 @@ impl Origin {
         self
     }
 
+    /// Closes each connection that has waited for its next request for a while, drawn anew from 0 to `most`.
+    pub fn close_idle(&self, most: Duration, seed: u64) -> &Self {
+        self.shared.state().idle = Some(Rest::new(most, seed));
+        self
+    }
+
+    /// Works on so many requests at a time, on each for so long; the others wait.
+    pub fn slots(&self, count: usize, work: Duration) -> &Self {
+        self.shared.state().slots = Some(Slots::new(count, work));
+        self
+    }
+
+    /// Shows another certificate to new connections; `None`: that of the start.
+    pub fn show(&self, identity: Option<Arc<ServerConfig>>) -> &Self {
+        self.shared.state().identity = identity;
+        self
+    }
+
+    /// Lets the kernel keep so many connections that were not accepted yet. It answers no others.
+    pub fn backlog(&self, length: i32) -> &Self {
+        SockRef::from(&self.running.as_ref().expect("it listens").listener).listen(length).unwrap();
+        self
+    }
+
     /// Requests that arrived, counted when their head was complete.
     pub fn requests(&self) -> u64 {
         self.shared.requests()
@@ -234,33 +262,6 @@ pub fn refused_port() -> u16 {
     listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).local_addr().unwrap().port()
 }
 
-/// A listener whose queue is full: the kernel answers no further connection.
-pub struct Blackhole {
-    /// Where nobody answers.
-    pub address: SocketAddr,
-    _held: Vec<Socket>,
-}
-
-impl Blackhole {
-    /// On a port of the system.
-    pub fn new() -> Self {
-        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let listener = socket();
-        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
-        listener.listen(0).unwrap();
-        let address = listener.local_addr().unwrap().as_socket().unwrap();
-        let mut held = vec![listener];
-        for _ in 0..4 {
-            let client = socket();
-            client.set_nonblocking(true).unwrap();
-            // Under way is all that it can be.
-            let _ = client.connect(&address.into());
-            held.push(client);
-        }
-        Self { address, _held: held }
-    }
-}
-
 fn listen(address: SocketAddr) -> std::net::TcpListener {
     try_listen(address).unwrap()
 }
@@ -302,7 +303,8 @@ async fn connection(
         OnAccept::Hang => return std::future::pending().await,
     }
     let mut facts = Facts { peer, sni: None, client_certificate: None };
-    let Some(tls) = tls else {
+    let other = shared.state().identity.clone().map(TlsAcceptor::from);
+    let Some(tls) = tls.map(|tls| other.unwrap_or(tls)) else {
         let stream = Stream::Plain(socket);
         return if prior_knowledge {
             http2::serve(stream, facts, shared).await;
