@@ -39,6 +39,7 @@ use crate::telemetry::labels::ListenerKind;
 use crate::telemetry::logs::LogHandle;
 use crate::telemetry::{Telemetry, logs, machine};
 use crate::tls::certificates::{self, Certificates};
+use crate::upstream::dns::Sources;
 use crate::upstream::resolve::Resolver;
 
 /// Connections that are allowed when the descriptor limit is unknown or unlimited.
@@ -61,6 +62,8 @@ pub struct Options {
     pub config: PathBuf,
     /// Environment variables.
     pub environment: Environment,
+    /// Where names are looked up.
+    pub names: Sources,
 }
 
 /// Where the process listens, with the ports that the system chose.
@@ -119,11 +122,12 @@ impl App {
     ///
     /// Every mistake in the file, or the first thing that the system refuses.
     pub fn start(options: Options) -> Result<Self, StartError> {
-        let Options { config: path, environment } = options;
+        let Options { config: path, environment, names } = options;
         let mut threads = Threads::new()?;
         let entered = threads.control.clone();
         let _entered = entered.enter();
-        let opened = opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &threads));
+        let opened =
+            opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &names, &threads));
         let Opening { first, compiled, watch, broken, before, last_good, damaged } =
             opened.map_err(StartError::Config)?;
         let Prepared { compiled, resolver, workers, logs } = compiled;
@@ -316,11 +320,16 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn of(candidate: &Candidate, environment: &Environment, threads: &Threads) -> Result<Self, ConfigError> {
+    fn of(
+        candidate: &Candidate,
+        environment: &Environment,
+        names: &Sources,
+        threads: &Threads,
+    ) -> Result<Self, ConfigError> {
         let config = candidate.config();
         let logs = logs::init(config.log.level, config.log.format);
         let workers = config.workers.unwrap_or_else(usable_cpus);
-        let resolver = Resolver::new(config.dns, threads.control.clone());
+        let resolver = Resolver::new(config.dns, names.clone(), threads.control.clone());
         let compiled = candidate.compile(None, &Means { environment, resolver: &resolver, workers })?;
         Ok(Self { compiled, resolver, workers, logs })
     }

@@ -20,6 +20,7 @@ use crate::routing::live::Live;
 use crate::routing::snapshot::Means;
 use crate::telemetry::{Telemetry, logs};
 use crate::tls::certificates::Certificates;
+use crate::upstream::dns::Sources;
 use crate::upstream::resolve::Resolver;
 
 /// Two services. `DIR` stands for the directory.
@@ -66,7 +67,8 @@ impl Bench {
         let path = directory.path().join("migration.yaml");
         write(directory.path(), text);
         let environment = Environment::new();
-        let resolver = Resolver::new(crate::config::Dns::default(), tokio::runtime::Handle::current());
+        let resolver =
+            Resolver::new(crate::config::Dns::default(), Sources::default(), tokio::runtime::Handle::current());
         let means = Means { environment: &environment, resolver: &resolver, workers: 1 };
         let Opening { first, compiled, watch, broken, before, last_good, .. } =
             opening::open(&path, &environment, |candidate| candidate.compile(None, &means))?;

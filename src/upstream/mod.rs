@@ -5,6 +5,8 @@ pub mod body;
 pub mod breaker;
 pub mod budget;
 pub mod connect;
+pub mod dns;
+pub mod endpoints;
 pub mod health;
 pub mod long_lived;
 pub mod pool;
