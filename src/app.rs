@@ -16,8 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
 use crate::config::{self, Config, ConfigError, Environment, Listen};
-use crate::control::candidate::{self, Candidate};
+use crate::control::candidate::{Candidate, Compiled};
+use crate::control::keeper::Keeper;
+use crate::control::opening::{self, Opening};
 use crate::control::reload::{Parts, ReloadHandle, Reloader};
+use crate::control::state_file::StateFile;
 use crate::control::status::{self, Status};
 use crate::control::watch::Watch;
 use crate::net::listener::Bound;
@@ -31,6 +34,7 @@ use crate::server::connection::{Door, Tls};
 use crate::server::worker::{self, Worker};
 use crate::shutdown::{self, Drain, Trigger};
 use crate::telemetry::labels::ListenerKind;
+use crate::telemetry::logs::LogHandle;
 use crate::telemetry::{Telemetry, logs, machine};
 use crate::tls::certificates::{self, Certificates};
 use crate::upstream::resolve::Resolver;
@@ -114,16 +118,14 @@ impl App {
     /// Every mistake in the file, or the first thing that the system refuses.
     pub fn start(options: Options) -> Result<Self, StartError> {
         let Options { config: path, environment } = options;
-        let (first, watch) = candidate::open(&path, &environment).map_err(StartError::Config)?;
-        let config = first.config().clone();
-        let logs = logs::init(config.log.level, config.log.format);
-        let workers = config.workers.unwrap_or_else(usable_cpus);
         let mut threads = Threads::new()?;
         let entered = threads.control.clone();
         let _entered = entered.enter();
-        let resolver = Resolver::new(config.dns, threads.control.clone());
-        let means = Means { environment: &environment, resolver: &resolver, workers };
-        let compiled = first.compile(None, &means).map_err(StartError::Config)?;
+        let opened = opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &threads));
+        let Opening { first, compiled, watch, broken, before, last_good, damaged } =
+            opened.map_err(StartError::Config)?;
+        let Prepared { compiled, resolver, workers, logs } = compiled;
+        let config = first.config().clone();
         let certificates = Certificates::new(compiled.certificates);
         let tls = tls(&config.listen, &certificates, &first)?;
         let sockets = Sockets::bind(&config.listen)?;
@@ -136,10 +138,21 @@ impl App {
         let starting = readiness.expect("listeners");
         let (trigger, drain) = shutdown::channel();
         let (admin_trigger, admin_drain) = shutdown::channel();
-        compiled.snapshot.take_over();
         let live = Live::new(compiled.snapshot);
         let suspicion = Arc::new(Suspicion::default());
         let status = Status::new(&environment, &first, crate::control::mounts::warning(&path));
+        if let Some(error) = damaged {
+            telemetry.process.state_failed();
+            tracing::warn!(%error, "the last good configuration was lost");
+        }
+        let keeper = Keeper::open(
+            StateFile::in_directory(&config.reload.state_dir),
+            &config,
+            before.as_ref().map(Candidate::config),
+            live.clone(),
+            telemetry.clone(),
+            status.clone(),
+        );
         let proxy = Arc::new(Proxy::new(live.clone(), telemetry.clone(), suspicion.clone(), drain.clone()));
         let heartbeats = threads.start_workers(workers, &proxy, &drain)?;
         let places = Arc::new(Semaphore::new(connection_limit(&config)));
@@ -151,23 +164,28 @@ impl App {
             telemetry: telemetry.clone(),
             readiness: readiness.clone(),
             suspicion,
+            keeper: keeper.clone(),
+            keeps_alone: environment.contains_key("KUBERNETES_SERVICE_HOST") && !config.listen.admin.ip().is_loopback(),
             is_alive: Box::new(heartbeats.is_alive),
         };
         let listener = sockets.admin.into_listener().map_err(other("listen.admin"))?;
         let parts = Parts {
             path,
-            environment: environment.clone(),
+            environment,
             workers,
             live: live.clone(),
             certificates,
-            resolver: resolver.clone(),
+            resolver,
             telemetry: telemetry.clone(),
             logs,
             status: status.clone(),
+            keeper: keeper.clone(),
+            last_good,
         };
-        let reloader = Reloader::new(parts, first);
+        let reloader = Reloader::new(parts, first, broken.as_ref());
         let reload = reloader.handle();
         threads.start_control(reloader, watch, &live, status, &drain);
+        threads.control.spawn(keeper.run(drain.clone()));
         threads.control.spawn(admin::serve(listener, Arc::new(state), admin_drain));
         drop(starting);
         Ok(Self {
@@ -255,6 +273,25 @@ impl App {
             }
         });
         Ok(receiver)
+    }
+}
+
+/// A configuration with nothing left to do but to serve it.
+struct Prepared {
+    compiled: Compiled,
+    resolver: Arc<Resolver>,
+    workers: usize,
+    logs: LogHandle,
+}
+
+impl Prepared {
+    fn of(candidate: &Candidate, environment: &Environment, threads: &Threads) -> Result<Self, ConfigError> {
+        let config = candidate.config();
+        let logs = logs::init(config.log.level, config.log.format);
+        let workers = config.workers.unwrap_or_else(usable_cpus);
+        let resolver = Resolver::new(config.dns, threads.control.clone());
+        let compiled = candidate.compile(None, &Means { environment, resolver: &resolver, workers })?;
+        Ok(Self { compiled, resolver, workers, logs })
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::watch::Watch;
+use super::tokens::Tokens;
 use crate::config::{
     self, CertificateFiles, Config, ConfigError, Environment, Listen, Parsed, Problem, Protocol, Severity, Text, source,
 };
@@ -25,19 +25,6 @@ pub struct Compiled {
     pub snapshot: Snapshot,
     /// The certificates of the TLS listeners; empty without one.
     pub certificates: Set,
-}
-
-/// Reads a file for the first time, and watches it and what it names from then on.
-///
-/// # Errors
-///
-/// Every mistake in the file.
-pub fn open(path: &Path, environment: &Environment) -> Result<(Candidate, Watch), ConfigError> {
-    let mut watch = Watch::new(path);
-    let candidate = Candidate::read(path, environment)?;
-    watch.configure(&candidate.config().reload);
-    watch.set_files(candidate.files(environment));
-    Ok((candidate, watch))
 }
 
 impl Candidate {
@@ -107,6 +94,10 @@ impl Candidate {
     pub fn compile(&self, current: Option<&Snapshot>, means: &Means<'_>) -> Result<Compiled, ConfigError> {
         let snapshot = Snapshot::compile(self.config().clone(), current, means);
         let certificates = certificates(&self.config().listen);
+        if let Some(Err(error)) = self.config().admin.token_file.as_deref().map(Tokens::read) {
+            let help = "write lines NAME:TOKEN, or leave the key out: then only loopback may write";
+            return Err(self.unfit("admin.token_file", error, Some(help.to_owned())));
+        }
         match (snapshot, certificates) {
             (Ok(snapshot), Ok(certificates)) => Ok(Compiled { snapshot, certificates }),
             (snapshot, certificates) => {

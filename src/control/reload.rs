@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::Method;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::candidate::{Candidate, Compiled, one_line};
+use super::keeper::Keeper;
+use super::last_good::LastGood;
 use super::restart::Fixed;
-use super::status::Status;
+use super::status::{Status, Trouble};
 use super::watch::Watch;
 use super::{expiry, mounts};
 use crate::config::{ConfigError, Environment, Problem, Severity, source};
@@ -51,6 +54,10 @@ pub struct Parts {
     pub logs: LogHandle,
     /// What is reported.
     pub status: Arc<Status>,
+    /// What operators changed.
+    pub keeper: Arc<Keeper>,
+    /// Where accepted files are kept.
+    pub last_good: LastGood,
 }
 
 /// Serves newer files as they come.
@@ -90,11 +97,12 @@ pub enum Outcome {
 }
 
 impl Reloader {
-    /// Takes over from the start, which has installed `first`. Meters and log show it from now on, and health checks begin.
-    /// Must be called inside the runtime on which they shall run.
-    pub fn new(parts: Parts, first: Candidate) -> Self {
+    /// Takes over from the start, which has installed `first`. Meters and log show it from now on, and health checks begin;
+    /// it must be called inside the runtime on which they shall run. `broken` tells why `first` is the last good file and
+    /// not the file itself.
+    pub fn new(parts: Parts, first: Candidate, broken: Option<&ConfigError>) -> Self {
         let process = &parts.telemetry.process;
-        process.started(true, SystemTime::now());
+        process.started(broken.is_none(), SystemTime::now());
         let configuration = parts.status.configuration();
         process.configuration(configuration.generation, &configuration.hash);
         log_warnings(configuration.warnings.iter());
@@ -108,6 +116,10 @@ impl Reloader {
             probers: Probers::default(),
         };
         reloader.show_certificates();
+        match broken {
+            None => reloader.keep_as_last_good(&reloader.served),
+            Some(error) => reloader.serves_last_good(error),
+        }
         reloader.start_probers();
         reloader
     }
@@ -181,17 +193,16 @@ impl Reloader {
     /// Serves it from the next request and the next handshake on. Nothing in here can fail.
     fn install(&self, candidate: &Candidate, ready: Ready) -> Vec<Change> {
         let Ready { compiled: Compiled { snapshot, certificates }, access, audit } = ready;
-        let Parts { telemetry, status, live, resolver, logs, .. } = &self.parts;
+        let Parts { telemetry, status, live, resolver, logs, keeper, .. } = &self.parts;
         let config = candidate.config();
         telemetry.access.install(access);
         telemetry.audit.install(audit);
         logs.set(config.log.level, config.log.format);
         resolver.configure(config.dns);
         self.parts.certificates.replace(certificates);
+        let changes = snapshot.take_over(&keeper.follow(config));
         live.install(snapshot);
-        let snapshot = live.snapshot();
-        let changes = snapshot.take_over();
-        status.tick(&snapshot);
+        status.tick(&live.snapshot());
         self.show_certificates();
         self.show_restart_needed(&self.fixed.changed(config));
         changes
@@ -212,14 +223,19 @@ impl Reloader {
     fn announce(&self, candidate: &Candidate, changes: &[Change]) {
         let Parts { telemetry, status, path, .. } = &self.parts;
         for change in changes {
-            let (kind, from, to) = match change.what {
+            let service = change.service.as_deref();
+            match &change.what {
                 Changed::Share { from, to } => {
-                    (Kind::Percentage, Value::Number(from.as_f64()), Value::Number(to.as_f64()))
+                    let (from, to) = (Value::Number(from.as_f64()), Value::Number(to.as_f64()));
+                    audit(telemetry, Kind::Percentage, service, from, to);
                 }
-                Changed::Enabled(to) => (Kind::Enabled, switch(!to), switch(to)),
-                Changed::SafeMode(to) => (Kind::SafeMode, switch(!to), switch(to)),
-            };
-            audit(telemetry, kind, change.service.as_deref(), from, to);
+                Changed::Enabled(to) => audit(telemetry, Kind::Enabled, service, switch(!to), switch(*to)),
+                Changed::SafeMode(to) => audit(telemetry, Kind::SafeMode, service, switch(!to), switch(*to)),
+                Changed::Methods { from, to } => {
+                    let (from, to) = (listed_methods(from), listed_methods(to));
+                    audit(telemetry, Kind::Methods, service, Value::Text(&from), Value::Text(&to));
+                }
+            }
         }
         let warnings: Vec<String> = mounts::warning(path).into_iter().chain(candidate.warning_lines()).collect();
         let hash = candidate.text().hash();
@@ -230,6 +246,7 @@ impl Reloader {
             configuration.last_error = None;
             configuration.warnings.clone_from(&warnings);
             configuration.hash.clone_from(&hash);
+            configuration.file.clone_from(&candidate.text().name);
             before
         });
         let generation = before.generation + 1;
@@ -239,6 +256,35 @@ impl Reloader {
         let services = candidate.config().services.len();
         tracing::info!(generation, services, "configuration changed");
         log_warnings(warnings.iter().filter(|warning| !before.warnings.contains(warning)));
+        status.set_trouble(Trouble::LastGoodServes, None);
+        self.keep_as_last_good(candidate);
+    }
+
+    /// Keeps an accepted file for a start with a broken one.
+    fn keep_as_last_good(&self, candidate: &Candidate) {
+        let Parts { telemetry, status, last_good, .. } = &self.parts;
+        let kept = last_good.keep(candidate.text());
+        if kept.is_err() {
+            telemetry.process.state_failed();
+        }
+        if let (true, Err(error)) = (status.set_trouble(Trouble::LastGoodUnstored, kept.clone().err()), &kept) {
+            tracing::error!(%error, "the accepted file cannot be kept, a start with a broken one will fail");
+        }
+    }
+
+    /// The file was broken at the start.
+    fn serves_last_good(&self, error: &ConfigError) {
+        let (count, problems) = listed(error);
+        let file = &self.served.text().name;
+        tracing::error!(
+            errors = count,
+            problems,
+            serving = file,
+            "the configuration is broken, the last good one serves"
+        );
+        let Parts { status, .. } = &self.parts;
+        status.update(|configuration| configuration.last_error = Some(error.summary()));
+        status.set_trouble(Trouble::LastGoodServes, Some(format!("the last good configuration serves: {file}")));
     }
 
     /// The file is what is served already, whatever it was in between.
@@ -338,6 +384,11 @@ fn audit(telemetry: &Telemetry, kind: Kind, service: Option<&str>, from: Value<'
 
 fn switch(on: bool) -> Value<'static> {
     Value::Text(if on { "on" } else { "off" })
+}
+
+fn listed_methods(methods: &[Method]) -> String {
+    let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    if names.is_empty() { "all".to_owned() } else { names.join(",") }
 }
 
 fn short(hash: &str) -> &str {

@@ -8,6 +8,7 @@ use std::time::Instant;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::keeper::Keeper;
 use super::status::{Configuration, Status};
 use crate::config::{Mode, Protocol};
 use crate::readiness::Readiness;
@@ -149,6 +150,8 @@ pub struct Reporter<'a> {
     pub readiness: &'a Readiness,
     /// Peers that forward without being trusted.
     pub suspicion: &'a Suspicion,
+    /// What operators changed.
+    pub keeper: &'a Keeper,
 }
 
 impl Reporter<'_> {
@@ -184,7 +187,8 @@ impl Reporter<'_> {
             format!("{peer} sends X-Forwarded-* and is not believed: add \"{network}\" to listen.trusted_proxies")
         });
         let ends = ending(configuration, moment.time);
-        rejected.chain(safe_mode).chain(services).chain(ends).chain(forwarders).collect()
+        let troubles = self.status.troubles();
+        rejected.chain(troubles).chain(safe_mode).chain(services).chain(ends).chain(forwarders).collect()
     }
 
     fn untrusted_forwarders(&self, snapshot: &Snapshot) -> impl Iterator<Item = IpAddr> {
@@ -208,7 +212,7 @@ impl Reporter<'_> {
             percentage: PercentageReport {
                 declared: weight.declared().as_f64(),
                 effective: weight.effective().as_f64(),
-                confirm_by: None,
+                confirm_by: self.keeper.confirm_by(service.name()).map(rfc3339_time),
             },
             open_on_new: u64::try_from(on_new).unwrap_or_default(),
             breaker: BreakerReport::new(service.new.breaker.as_deref(), moment),
@@ -359,8 +363,8 @@ mod tests {
     use crate::upstream::breaker::Verdict;
 
     fn reporter(bench: &Bench) -> Reporter<'_> {
-        let Bench { live, status, readiness, suspicion, .. } = bench;
-        Reporter { live, status, readiness, suspicion }
+        let Bench { live, status, readiness, suspicion, keeper, .. } = bench;
+        Reporter { live, status, readiness, suspicion, keeper }
     }
 
     #[tokio::test]

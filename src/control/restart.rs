@@ -15,6 +15,7 @@ pub struct Fixed {
     admin: SocketAddr,
     tls: Option<Tls>,
     max_connections: Option<usize>,
+    state_dir: PathBuf,
 }
 
 /// What the TLS listeners were made with, beside the certificates.
@@ -43,6 +44,7 @@ impl Fixed {
             admin: listen.admin,
             tls: (!listen.https.is_empty()).then(tls),
             max_connections: config.limits.max_connections,
+            state_dir: config.reload.state_dir.clone(),
         }
     }
 
@@ -62,6 +64,7 @@ impl Fixed {
             ("listen.tls.min_version", tls(|mine, wanted| mine.min_version != wanted.min_version)),
             ("listen.tls.client_ca", tls(|mine, wanted| mine.client_ca != wanted.client_ca)),
             ("limits.max_connections", self.max_connections != wanted.max_connections),
+            ("reload.state_dir", self.state_dir != wanted.state_dir),
         ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::config::FailureKind;
-use crate::telemetry::labels::{FallbackCause, Outcome, RejectCause};
+use crate::telemetry::labels::{FallbackCause, Outcome, Phase, RejectCause};
 use crate::upstream::body::UploadFault;
 use crate::upstream::connect::{ConnectCause, ConnectError};
 use crate::upstream::pool::SendError;
@@ -82,7 +82,9 @@ impl Failure {
     pub fn kind(&self) -> Option<FailureKind> {
         Some(match self {
             Self::Connect(error) => match error.cause {
-                ConnectCause::Tls(_) | ConnectCause::ServerName => FailureKind::Tls,
+                ConnectCause::Tls(_) | ConnectCause::TimedOut(Phase::Tls) | ConnectCause::ServerName => {
+                    FailureKind::Tls
+                }
                 _ => FailureKind::Connect,
             },
             Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Head(_) | Self::Unasked => FailureKind::Reset,
@@ -96,7 +98,7 @@ impl Failure {
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Connect(error) => match error.cause {
-                ConnectCause::Tls(_) | ConnectCause::ServerName => Outcome::Tls,
+                ConnectCause::Tls(_) | ConnectCause::TimedOut(Phase::Tls) | ConnectCause::ServerName => Outcome::Tls,
                 _ => Outcome::Connect,
             },
             Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Unasked => Outcome::Reset,
@@ -111,7 +113,9 @@ impl Failure {
     pub fn fallback_cause(&self) -> FallbackCause {
         match self {
             Self::Connect(error) => match error.cause {
-                ConnectCause::Tls(_) | ConnectCause::ServerName => FallbackCause::Tls,
+                ConnectCause::Tls(_) | ConnectCause::TimedOut(Phase::Tls) | ConnectCause::ServerName => {
+                    FallbackCause::Tls
+                }
                 _ => FallbackCause::Connect,
             },
             Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Unasked | Self::Upload(_) => FallbackCause::Reset,

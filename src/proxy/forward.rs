@@ -196,7 +196,7 @@ impl Draft<'_> {
         let request = self.request(cluster, &lease);
         let allowed = limit.saturating_duration_since(start);
         let upload = self.upload.clone();
-        let later = || upload.as_ref().and_then(|upload| upload.still_moving()).map(|last| last + allowed);
+        let later = || upload.as_ref().and_then(|upload| upload.stood_still_until()).map(|last| last + allowed);
         let Some(sent) = timer.limit(lease.send(request), limit.into(), later).await else {
             return Err((address, Failure::Timeout(start.elapsed())));
         };
@@ -205,7 +205,8 @@ impl Draft<'_> {
                 lease.saw_fields(response.headers().len());
                 Ok((response, lease))
             }
-            Err(error) if error.error.is_parse_too_large() && lease.saw_large_head() => {
+            // Perhaps it was only many fields; a request that may be sent once more finds out.
+            Err(error) if error.error.is_parse_too_large() && lease.saw_large_head() && self.repeatable => {
                 Err((address, Failure::Raced(error.error)))
             }
             Err(error) => {

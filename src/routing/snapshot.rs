@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use http::Method;
 use rustls::pki_types::ServerName;
 
 use super::client_address::Trust;
 use super::header_plan::HeaderPlan;
+use super::overrides::Overrides;
 use super::rules::Rules;
 use super::safe_mode::{Cause, SafeMode};
 use super::service::{Edge, Lasting, Service, wanted};
@@ -71,8 +73,8 @@ pub struct Change {
     pub what: Changed,
 }
 
-/// A share or a switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A share, a switch or methods.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
     /// The share of new.
     Share {
@@ -83,8 +85,15 @@ pub enum Changed {
     },
     /// `migration.enabled`, as it is from now on.
     Enabled(bool),
-    /// Safe mode, as it is from now on.
+    /// Safe mode of one cause, as it is from now on.
     SafeMode(bool),
+    /// The methods that move by share; none: all.
+    Methods {
+        /// Before.
+        from: Arc<Vec<Method>>,
+        /// From now on.
+        to: Vec<Method>,
+    },
 }
 
 impl Snapshot {
@@ -133,24 +142,36 @@ impl Snapshot {
         Ok(Self { config, services, table, edge, safe_mode, identities: used, probers })
     }
 
-    /// Brings shares and switches to what this configuration declares; called once, when it is about to be served.
-    pub fn take_over(&self) -> Vec<Change> {
+    /// Brings shares and switches to what this configuration declares and `overrides` change; called when either of them
+    /// is another one. Tells what is in force otherwise than before.
+    pub fn take_over(&self, overrides: &Overrides) -> Vec<Change> {
         let mut changes = Vec::new();
-        if self.safe_mode.set(Cause::File, self.config.safe_mode) {
-            changes.push(Change { service: None, what: Changed::SafeMode(self.config.safe_mode) });
+        for (cause, on) in [(Cause::File, self.config.safe_mode), (Cause::Command, overrides.safe_mode)] {
+            if self.safe_mode.set(cause, on) {
+                changes.push(Change { service: None, what: Changed::SafeMode(on) });
+            }
         }
         for service in &self.services {
             let config::Service { migration, safe_mode, .. } = &service.config;
+            let overrides = overrides.of(service.name());
             let lasting = &service.lasting;
             let mut changed = |what| changes.push(Change { service: Some(service.name().to_owned()), what });
-            if lasting.safe_mode.set(Cause::File, *safe_mode) {
-                changed(Changed::SafeMode(*safe_mode));
+            for (cause, on) in [(Cause::File, *safe_mode), (Cause::Command, overrides.safe_mode)] {
+                if lasting.safe_mode.set(cause, on) {
+                    changed(Changed::SafeMode(on));
+                }
             }
-            if lasting.enabled.swap(migration.enabled, Ordering::Relaxed) != migration.enabled {
-                changed(Changed::Enabled(migration.enabled));
+            let enabled = overrides.enabled.unwrap_or(migration.enabled);
+            if lasting.enabled.swap(enabled, Ordering::Relaxed) != enabled {
+                changed(Changed::Enabled(enabled));
             }
-            if let Some(share) = lasting.weight.set(migration.percentage, migration.percentage) {
+            let share = overrides.percentage.unwrap_or(migration.percentage);
+            if let Some(share) = lasting.weight.set(migration.percentage, share) {
                 changed(Changed::Share { from: share.from, to: share.to });
+            }
+            let methods = overrides.methods.as_ref().unwrap_or(&migration.methods);
+            if let Some(from) = service.rules.set_methods(methods) {
+                changed(Changed::Methods { from, to: methods.clone() });
             }
         }
         changes

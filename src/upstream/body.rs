@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub struct Progress {
     bytes: AtomicU64,
     last: AtomicU64,
     state: AtomicU8,
+    /// The client was asked for more and has not sent it yet.
+    awaited: AtomicBool,
 }
 
 const RUNNING: u8 = 0;
@@ -100,6 +102,7 @@ impl OutBody {
             bytes: AtomicU64::new(0),
             last: AtomicU64::new(0),
             state: AtomicU8::new(RUNNING),
+            awaited: AtomicBool::new(false),
         });
         let upload = Upload { body, progress: progress.clone(), limit, idle, timer: None };
         (Self::Upload(Box::new(upload)), Some(progress))
@@ -117,9 +120,11 @@ impl Progress {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// When the last byte came, while more are to come; then the clock of the response head stands still.
-    pub fn still_moving(&self) -> Option<Instant> {
-        (self.state.load(Ordering::Relaxed) == RUNNING).then(|| self.last())
+    /// Until when the clock of the response head has stood still: now, while the client owes more of its body, which has a
+    /// limit of its own; else the last byte, while the upstream has not taken all of them.
+    pub fn stood_still_until(&self) -> Option<Instant> {
+        let is_running = self.state.load(Ordering::Relaxed) == RUNNING;
+        is_running.then(|| if self.awaited.load(Ordering::Relaxed) { Instant::now() } else { self.last() })
     }
 
     /// The whole body has come.
@@ -152,7 +157,9 @@ impl Progress {
 
 impl Upload {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadFault>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        self.progress.awaited.store(frame.is_pending(), Ordering::Relaxed);
+        let Poll::Ready(frame) = frame else {
             ready!(self.poll_stalled(cx));
             return Poll::Ready(Some(Err(self.fail(UploadFault::Stalled))));
         };

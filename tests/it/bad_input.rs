@@ -76,7 +76,7 @@ fn each_mistake_is_named_with_its_place_and_a_way_out() {
             "services:",
             "admin: {token_file: /etc/tokens}\nservices:",
             "1:21",
-            &["admin.token_file", "not available in this version"],
+            &["admin.token_file", "cannot be read", "NAME:TOKEN"],
         ),
         (
             "services:",

@@ -1,14 +1,11 @@
 //! Clients that leave while their request waits for something: everything that it held is given back, and nobody is blamed.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
-
-use socket2::{Domain, Socket, Type};
 
 use crate::support::app::Proxy;
 use crate::support::certs::Authority;
 use crate::support::client::{Client, Http2};
-use crate::support::origin::{Answer, End, Gate, OnAccept};
+use crate::support::origin::{Answer, Blackhole, End, Gate, OnAccept, Origin};
 use crate::support::setup::{Clusters, Service, Setup};
 use crate::support::{PATIENCE, eventually, eventually_some};
 
@@ -49,6 +46,7 @@ fn assert_all_given_back(proxy: &Proxy, status: u16) {
         lines.iter().filter(|line| line.contains("/left") && line.contains(&format!("\" {status} "))).count() as u64
     };
     eventually(PATIENCE, "each request has its line", || lines() == TIMES);
+    assert_eq!(proxy.service("a")["open_on_new"], 0, "nothing counts as open on new");
     assert_eq!(proxy.breaker("a"), "closed");
 }
 
@@ -118,36 +116,11 @@ fn while_the_handshake_with_new_hangs() {
     assert_serves(&proxy, "new", "hundred");
 }
 
-/// A listener whose queue is full: the kernel answers no further connection.
-struct Blackhole {
-    address: SocketAddr,
-    _held: Vec<Socket>,
-}
-
-impl Blackhole {
-    fn new() -> Self {
-        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let listener = socket();
-        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
-        listener.listen(0).unwrap();
-        let address = listener.local_addr().unwrap().as_socket().unwrap();
-        let mut held = vec![listener];
-        for _ in 0..4 {
-            let client = socket();
-            client.set_nonblocking(true).unwrap();
-            // Under way is all that it can be.
-            let _ = client.connect(&address.into());
-            held.push(client);
-        }
-        Self { address, _held: held }
-    }
-}
-
 #[test]
 fn while_new_does_not_even_answer_the_connection() {
     let clusters = Clusters::new();
     let blackhole = Blackhole::new();
-    let service = all_on_new(&clusters).new_backend(blackhole.address).with(STRICT);
+    let service = all_on_new(&clusters).new_backend(blackhole.address()).with(STRICT);
     let setup = |service: Service| Setup::new([service.with("timeouts: {connect: 30s}")]).top(LIMITS);
     let proxy = Proxy::start(&setup(service));
 
@@ -265,4 +238,155 @@ fn as_the_probe_of_a_breaker_that_wants_to_close() {
 
     eventually(PATIENCE, "the next request is the probe", || proxy.get(HOST, "/").side() == Some("new"));
     assert_eq!(proxy.breaker("a"), "closed");
+}
+
+#[test]
+fn as_the_probe_that_has_no_connection_yet() {
+    let clusters = Clusters::new();
+    let quick = "fallback: {max_failures: 1, recovery_time: 1s, half_open: {probes: 1}}\ntimeouts: {connect: 30s}";
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(quick)]).top(LIMITS));
+    clusters.new.otherwise(Answer::status(503).close());
+    proxy.get(HOST, "/");
+    assert_eq!(proxy.breaker("a"), "open");
+    clusters.new.well_behaved().on_accept(OnAccept::Hang);
+    let opened = clusters.new.connections();
+
+    let probe = eventually_some(PATIENCE, "a probe connects", || {
+        let mut client = send_get(&proxy);
+        let answered = client.patience(Duration::from_millis(300)).response("GET").is_ok();
+        (!answered && clusters.new.connections() > opened).then_some(client)
+    });
+    assert_eq!(proxy.breaker("a"), "half_open");
+    clusters.new.well_behaved();
+    drop(probe);
+
+    eventually(PATIENCE, "the next request is the probe", || proxy.get(HOST, "/").side() == Some("new"));
+    assert_eq!(proxy.breaker("a"), "closed");
+    assert_eq!(proxy.metrics().sum("upstream_responses_total", &[("target", "new"), ("outcome", "tls")]), 0.0);
+}
+
+#[test]
+fn while_another_request_opens_the_connection_that_both_want() {
+    let clusters = Clusters::with_alpn(&["h2"]);
+    clusters.new.on_accept(OnAccept::Hang);
+    let service = all_on_new(&clusters).new_option("http_version: 2").with(STRICT).with("timeouts: {connect: 30s}");
+    let proxy = Proxy::start(&Setup::new([service]).top("limits: {max_in_flight: 3}"));
+    let mut opener = proxy.client();
+    opener.send(format!("GET /opens HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    eventually(PATIENCE, "it connects", || clusters.new.connections() == 1);
+
+    for number in 1..=TIMES {
+        let client = send_get(&proxy);
+        // There is nothing to be seen from outside: a whole exchange on the same worker later it waits.
+        proxy.get("nobody.test", "/");
+        drop(client);
+        eventually(PATIENCE, "it is given up", || aborted(&proxy, "new") == number as f64);
+    }
+    assert_eq!(clusters.new.connections(), 1, "they waited for the one that is being opened");
+    drop(opener);
+    eventually(PATIENCE, "the one that opened leaves too", || aborted(&proxy, "new") == (TIMES + 1) as f64);
+
+    assert_all_given_back(&proxy, 499);
+    clusters.new.well_behaved();
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn while_a_shared_connection_waits_for_the_head() {
+    let clusters = Clusters::new();
+    let new = Origin::h2c("new");
+    new.on("/left", Answer::nothing(End::Hang));
+    let service = all_on_new(&clusters).new_backend(new.address()).new_option("protocol: h2c").with(STRICT);
+    let proxy = Proxy::start(&Setup::new([service]).top(LIMITS));
+
+    for number in 1..=TIMES {
+        let client = send_get(&proxy);
+        eventually(PATIENCE, "it arrives", || new.requests() == number);
+        drop(client);
+        eventually(PATIENCE, "it is given up", || aborted(&proxy, "new") == number as f64);
+    }
+
+    assert_all_given_back(&proxy, 499);
+    assert_serves(&proxy, "new", "hundred");
+    assert_eq!(new.connections(), 1, "the streams end, the connection lives");
+}
+
+#[test]
+fn in_an_upload_that_new_does_not_take() {
+    let clusters = Clusters::new();
+    let gate = Gate::default();
+    // The head is answered to nobody and the body is not read: what the kernels take is all that moves.
+    clusters.new.on("/left", Answer::side().before_request_body().hold_head(&gate));
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(STRICT)]).top(LIMITS));
+    let body = vec![b'x'; 1 << 20];
+
+    for number in 1..=TIMES {
+        let mut client = proxy.client();
+        client.send(format!("POST /left HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40));
+        client.send(&body);
+        eventually(PATIENCE, "it arrives", || clusters.new.requests() == number);
+        client.reset();
+        eventually(PATIENCE, "new is left", || clusters.new.open_connections() == 0);
+    }
+
+    assert_all_given_back(&proxy, 499);
+    assert_eq!(clusters.old.requests(), 0, "and nobody else was asked");
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn in_the_middle_of_an_answer_that_it_does_not_read() {
+    let clusters = Clusters::new();
+    clusters.new.on("/left", Answer::pattern(1 << 40));
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(STRICT)]).top(LIMITS));
+
+    for _ in 1..=TIMES {
+        let mut client = send_get(&proxy);
+        assert_eq!(client.head().unwrap().status, 200);
+        client.bytes(1 << 20).unwrap();
+        client.reset();
+        eventually(PATIENCE, "new is left", || clusters.new.open_connections() == 0);
+    }
+
+    assert_all_given_back(&proxy, 200);
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn a_tunnel() {
+    let clusters = Clusters::new();
+    clusters.new.on("/left", Answer::upgrade("echo"));
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(STRICT)]).top(LIMITS));
+
+    for _ in 1..=TIMES {
+        let mut client = proxy.client();
+        client.send(format!("GET /left HTTP/1.1\r\nHost: {HOST}\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"));
+        assert_eq!(client.response("GET").unwrap().status, 101);
+        client.send("ping");
+        assert_eq!(client.bytes(4).unwrap(), b"ping");
+        client.reset();
+        eventually(PATIENCE, "new is left", || clusters.new.open_connections() == 0);
+    }
+
+    assert_all_given_back(&proxy, 101);
+    assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn before_new_agrees_to_a_tunnel() {
+    let clusters = Clusters::new();
+    clusters.new.on("/left", Answer::nothing(End::Hang));
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(STRICT)]).top(LIMITS));
+
+    for number in 1..=TIMES {
+        let mut client = proxy.client();
+        client.send(format!("GET /left HTTP/1.1\r\nHost: {HOST}\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"));
+        eventually(PATIENCE, "it arrives", || clusters.new.requests() == number);
+        drop(client);
+        eventually(PATIENCE, "it is given up", || aborted(&proxy, "new") == number as f64);
+    }
+
+    assert_all_given_back(&proxy, 499);
+    eventually(PATIENCE, "new is left", || clusters.new.open_connections() == 0);
+    assert_serves(&proxy, "new", "hundred");
 }

@@ -261,15 +261,68 @@ impl Server {
         wait(&mut self.child, LIMIT).expect("the server ends").code()
     }
 
+    /// Ends it without warning and starts it again with the file as it is now.
+    #[track_caller]
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = serve(&self.file, &self.directory);
+        self.wait_until_ready();
+    }
+
+    /// The same, when the start is to fail; gives the exit code.
+    #[track_caller]
+    pub fn kill_and_fail(&mut self) -> Option<i32> {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = serve(&self.file, &self.directory);
+        self.exit_code()
+    }
+
+    /// A verb with these arguments against this server.
+    #[track_caller]
+    pub fn command(&self, arguments: &[&str]) -> Finished {
+        let mut command = program();
+        command.args(arguments).args(["--admin", &self.admin_url()]);
+        finish(command)
+    }
+
+    /// A file of `state_dir`.
+    pub fn state_file(&self, name: &str) -> PathBuf {
+        self.directory.path().join("state").join(name)
+    }
+
     /// `--admin` of this server.
     pub fn admin_url(&self) -> String {
         format!("http://{}", self.addresses.admin)
     }
 
+    /// Descriptors that are open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// Fails the test when the process has ended or any of its tasks has panicked.
+    #[track_caller]
+    pub fn assert_sound(&mut self) {
+        assert!(self.child.try_wait().unwrap().is_none(), "the server ended: {}", self.stderr());
+        assert!(!self.stderr().contains("panicked"), "{}", self.stderr());
+        assert_eq!(self.metrics().sum("task_panics_total", &[]), 0.0);
+    }
+
     /// Resident memory in bytes.
     pub fn memory(&self) -> u64 {
+        self.of_status("VmRSS:")
+    }
+
+    /// The most that was ever resident, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        self.of_status("VmHWM:")
+    }
+
+    fn of_status(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a VmRSS line");
+        let line = status.lines().find(|line| line.starts_with(field)).expect("a line with that field");
         line.split_whitespace().nth(1).and_then(|kibibytes| kibibytes.parse::<u64>().ok()).expect("a number") * 1024
     }
 }

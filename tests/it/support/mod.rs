@@ -4,12 +4,14 @@
 //! that a test reads from top to bottom.
 
 pub mod app;
+pub mod balancer;
 pub mod certs;
 pub mod cli;
 pub mod client;
 pub mod origin;
 pub mod peers;
 pub mod reach;
+pub mod scale;
 pub mod setup;
 mod stream;
 

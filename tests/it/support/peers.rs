@@ -72,6 +72,18 @@ impl Nginx {
         })
     }
 
+    /// In between: passes everything on to this address over kept connections, as an Ingress does.
+    #[track_caller]
+    pub fn in_front_of(backend: SocketAddr) -> Self {
+        Self::start(move |port, _| {
+            format!(
+                "upstream backend {{ server {backend}; keepalive 64; }}\n\
+                 server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://backend; proxy_http_version 1.1; \
+                 proxy_set_header Host $host; proxy_set_header Connection \"\"; }} }}"
+            )
+        })
+    }
+
     #[track_caller]
     fn start(servers: impl FnOnce(u16, &Path) -> String) -> Self {
         let directory = TempDir::new().unwrap();

@@ -131,6 +131,7 @@ pub struct Setup {
     listen_tls: Vec<String>,
     log: Vec<String>,
     top: Vec<String>,
+    drain: String,
     workers: usize,
     https: bool,
 }
@@ -161,6 +162,7 @@ impl Setup {
             listen_tls: Vec::new(),
             log: Vec::new(),
             top: Vec::new(),
+            drain: "delay: 0s, grace: 5s".to_owned(),
             workers: 1,
             https: false,
         }
@@ -197,6 +199,12 @@ impl Setup {
         self
     }
 
+    /// Other keys of `drain`, as YAML.
+    pub fn drain(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.drain);
+        self
+    }
+
     /// Another number of data workers.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
@@ -230,7 +238,7 @@ impl Setup {
             writeln!(text, "  {line}").unwrap();
         }
         writeln!(text, "reload: {{poll: 500ms, state_dir: {here}/state}}\nstate: {{backend: file}}").unwrap();
-        writeln!(text, "drain: {{delay: 0s, grace: 5s}}").unwrap();
+        writeln!(text, "drain: {{{}}}", self.drain).unwrap();
         for line in &self.top {
             writeln!(text, "{line}").unwrap();
         }

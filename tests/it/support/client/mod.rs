@@ -2,9 +2,11 @@
 
 mod http2;
 mod load;
+mod paced;
 
 pub use http2::Http2;
-pub use load::Load;
+pub use load::{Load, Tally};
+pub use paced::{Call, Paced, Pacing, Record};
 
 use std::fmt;
 use std::io::{self, Read, Write};

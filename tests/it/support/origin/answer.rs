@@ -31,6 +31,7 @@ pub(super) struct Response {
     pub head_gate: Option<Gate>,
     pub body_gate: Option<Gate>,
     pub drip: Option<(usize, Duration)>,
+    pub head_drip: Option<Duration>,
     pub cut: Option<(u64, End)>,
     pub close: bool,
 }
@@ -99,6 +100,7 @@ impl Answer {
             head_gate: None,
             body_gate: None,
             drip: None,
+            head_drip: None,
             cut: None,
             close: false,
         };
@@ -203,6 +205,11 @@ impl Answer {
     /// Sends the body in pieces with pauses between them.
     pub fn drip(self, piece: usize, pause: Duration) -> Self {
         self.change(|response| response.drip = Some((piece, pause)))
+    }
+
+    /// Sends the head byte by byte with pauses between them. HTTP/1 only.
+    pub fn drip_head(self, pause: Duration) -> Self {
+        self.change(|response| response.head_drip = Some(pause))
     }
 
     /// Ends after so many body bytes, whatever was promised.

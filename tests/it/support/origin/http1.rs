@@ -22,6 +22,14 @@ pub(super) async fn serve(stream: Stream, facts: Facts, shared: &Arc<Shared>) {
     let mut wire = Wire { stream, buffer: BytesMut::new() };
     let mut answered = 0;
     loop {
+        let rest = shared.state().idle.clone();
+        if let Some(rest) = rest.filter(|_| answered > 0)
+            && wire.buffer.is_empty()
+            && tokio::time::timeout(rest.next(), wire.fill()).await.is_err()
+        {
+            let _ = wire.stream.shutdown().await;
+            return;
+        }
         let end = match exchange(&mut wire, &facts, shared).await {
             Ok(Some(Next::Keep)) => {
                 answered += 1;
@@ -74,6 +82,10 @@ async fn exchange(wire: &mut Wire, facts: &Facts, shared: &Arc<Shared>) -> io::R
             wire.write(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         while incoming.piece(wire).await?.is_some() {}
+    }
+    let slots = shared.state().slots.clone();
+    if let Some(slots) = slots {
+        wire.unless_closed(slots.work()).await?;
     }
     match answer.kind {
         Kind::Respond(response) => respond(wire, &response, is_head, incoming).await.map(Some),
@@ -139,7 +151,14 @@ async fn respond(wire: &mut Wire, response: &Response, is_head: bool, mut incomi
         Body::Echo => None,
     };
     let has_body = !is_head && !matches!(response.status, 204 | 304);
-    wire.write(&head_bytes(response.status, &final_fields(response, length, incoming.shared.side()))).await?;
+    let head = head_bytes(response.status, &final_fields(response, length, incoming.shared.side()));
+    let piece = response.head_drip.map_or(head.len(), |_| 1);
+    for part in head.chunks(piece) {
+        wire.write(part).await?;
+        if let Some(pause) = response.head_drip {
+            wire.unless_closed(tokio::time::sleep(pause)).await?;
+        }
+    }
     if has_body {
         if let Some(gate) = &response.body_gate {
             wire.unless_closed(gate.opened()).await?;

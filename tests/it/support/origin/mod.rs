@@ -2,25 +2,28 @@
 //! and misbehaves on command. It can be killed and come back on the same port.
 
 mod answer;
+mod blackhole;
 mod http1;
 mod http2;
 mod message;
 mod record;
 
 pub use answer::{Answer, End, Gate};
+pub use blackhole::Blackhole;
 pub use record::{Recorded, pattern};
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustls::ServerConfig;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use self::record::{Facts, Shared};
+use self::record::{Facts, Rest, Shared, Slots};
 use super::stream::Stream;
 
 /// What happens to a connection before its first byte.
@@ -46,6 +49,7 @@ pub struct Origin {
 }
 
 struct Running {
+    listener: std::net::TcpListener,
     cancel: CancellationToken,
     thread: JoinHandle<()>,
 }
@@ -80,7 +84,7 @@ impl Origin {
     }
 
     fn run(&mut self, listener: std::net::TcpListener) {
-        let cancel = CancellationToken::new();
+        let (cancel, kept) = (CancellationToken::new(), listener.try_clone().unwrap());
         let (shared, tls, prior_knowledge, stop) =
             (self.shared.clone(), self.tls.clone(), self.prior_knowledge, cancel.clone());
         let thread = std::thread::spawn(move || {
@@ -93,7 +97,7 @@ impl Origin {
                 }
             });
         });
-        self.running = Some(Running { cancel, thread });
+        self.running = Some(Running { listener: kept, cancel, thread });
     }
 
     /// Where it listens.
@@ -165,6 +169,30 @@ impl Origin {
     /// Closes each connection after so many answers, without having said so.
     pub fn close_after(&self, requests: usize) -> &Self {
         self.shared.state().close_after = Some(requests);
+        self
+    }
+
+    /// Closes each connection that has waited for its next request for a while, drawn anew from 0 to `most`.
+    pub fn close_idle(&self, most: Duration, seed: u64) -> &Self {
+        self.shared.state().idle = Some(Rest::new(most, seed));
+        self
+    }
+
+    /// Works on so many requests at a time, on each for so long; the others wait.
+    pub fn slots(&self, count: usize, work: Duration) -> &Self {
+        self.shared.state().slots = Some(Slots::new(count, work));
+        self
+    }
+
+    /// Shows another certificate to new connections; `None`: that of the start.
+    pub fn show(&self, identity: Option<Arc<ServerConfig>>) -> &Self {
+        self.shared.state().identity = identity;
+        self
+    }
+
+    /// Lets the kernel keep so many connections that were not accepted yet. It answers no others.
+    pub fn backlog(&self, length: i32) -> &Self {
+        SockRef::from(&self.running.as_ref().expect("it listens").listener).listen(length).unwrap();
         self
     }
 
@@ -248,7 +276,8 @@ async fn connection(
         OnAccept::Hang => return std::future::pending().await,
     }
     let mut facts = Facts { peer, sni: None, client_certificate: None };
-    let Some(tls) = tls else {
+    let other = shared.state().identity.clone().map(TlsAcceptor::from);
+    let Some(tls) = tls.map(|tls| other.unwrap_or(tls)) else {
         let stream = Stream::Plain(socket);
         return if prior_knowledge {
             http2::serve(stream, facts, shared).await;

@@ -4,8 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng};
+use rustls::ServerConfig;
+use tokio::sync::Semaphore;
 
 use super::OnAccept;
 use super::answer::{Answer, Kind};
@@ -104,10 +109,47 @@ pub(super) struct State {
     pub script: Option<Script>,
     pub on_accept: OnAccept,
     pub close_after: Option<usize>,
+    pub idle: Option<Arc<Rest>>,
+    pub slots: Option<Arc<Slots>>,
+    /// Shown instead of the certificate of the start.
+    pub identity: Option<Arc<ServerConfig>>,
     pub recorded: Vec<Recorded>,
     pub handshake_errors: Vec<String>,
     /// Requests that were recorded before the newest `forget`, so that late bodies find their entry.
     first: u64,
+}
+
+/// How long a connection may wait for its next request: a time drawn anew after each answer.
+pub(super) struct Rest {
+    most: Duration,
+    dice: Mutex<SmallRng>,
+}
+
+impl Rest {
+    pub fn new(most: Duration, seed: u64) -> Arc<Self> {
+        Arc::new(Self { most, dice: Mutex::new(SmallRng::seed_from_u64(seed)) })
+    }
+
+    pub fn next(&self) -> Duration {
+        self.most.mul_f64(self.dice.lock().unwrap().random_range(0.0..1.0))
+    }
+}
+
+/// Places for requests that are worked on at a time, each for a while; the others wait.
+pub(super) struct Slots {
+    free: Semaphore,
+    work: Duration,
+}
+
+impl Slots {
+    pub fn new(count: usize, work: Duration) -> Arc<Self> {
+        Arc::new(Self { free: Semaphore::new(count), work })
+    }
+
+    pub async fn work(&self) {
+        let _place = self.free.acquire().await.unwrap();
+        tokio::time::sleep(self.work).await;
+    }
 }
 
 /// Everything that the connections of one origin and its test share.
@@ -137,6 +179,9 @@ impl Shared {
             script: None,
             on_accept: OnAccept::Serve,
             close_after: None,
+            idle: None,
+            slots: None,
+            identity: None,
             recorded: Vec::new(),
             handshake_errors: Vec::new(),
             first: 0,

@@ -1,0 +1,134 @@
+//! Thousands of connections that do nothing, or next to nothing, beside ordinary traffic that must not notice.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::{HOST, mixed};
+use crate::support::cli::Server;
+use crate::support::client::{Client, Paced, Record};
+use crate::support::peers::{available, find};
+use crate::support::scale::Scale;
+use crate::support::setup::{Clusters, Setup};
+use crate::support::{PATIENCE, eventually};
+
+/// slowhttptest names the address as Host; a service of that name makes its requests known ones.
+fn server(clusters: &Clusters) -> Server {
+    let stranger = clusters.service("stranger").old_host("127.0.0.1");
+    Server::start(&Setup::new([clusters.service("a").percentage(20), stranger]).workers(2))
+}
+
+fn traffic(scale: &Scale, server: &Server) -> Record {
+    let load = Paced::new(server.addresses.http, HOST, scale.pick(100, 1_000)).calls(mixed);
+    let record = load.run(scale.millis(1_000, 10_000));
+    record.assert_all_ok();
+    record
+}
+
+fn open_connections(server: &Server) -> f64 {
+    server.metrics().sum("connections", &[("listener", "http")])
+}
+
+/// Traffic with and without a crowd, three times each; fails when the crowd makes the median of the p99 much worse.
+fn compare<C>(scale: &Scale, server: &Server, mut crowd: impl FnMut() -> C) -> String {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..scale.pick(1, 3) {
+        times[0].push(traffic(scale, server).quantile(0.99));
+        let present = crowd();
+        times[1].push(traffic(scale, server).quantile(0.99));
+        drop(present);
+        eventually(PATIENCE * 3, "the crowd has gone", || open_connections(server) == 0.0);
+    }
+    let [alone, crowded] = times.map(|mut times| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    });
+    if scale.is_full() {
+        let most = alone.mul_f64(1.2) + Duration::from_millis(1);
+        assert!(crowded <= most, "p99 {alone:?} alone, {crowded:?} in the crowd");
+    }
+    format!("p99 {alone:.2?} alone, {crowded:.2?} in the crowd")
+}
+
+#[test]
+fn idle_connections_cost_little_and_slow_nobody() {
+    let scale = Scale::begin();
+    let clusters = Clusters::new();
+    let mut server = server(&clusters);
+    let count = scale.pick(200, 5_000);
+    traffic(&scale, &server);
+    let mut each = Vec::new();
+
+    let figures = compare(&scale, &server, || {
+        let before = server.memory();
+        let crowd: Vec<Client> = (0..count)
+            .map(|_| {
+                let mut client = server.client();
+                assert_eq!(client.get(HOST, "/").status, 200);
+                client
+            })
+            .collect();
+        each.push(server.memory().saturating_sub(before) / count);
+        crowd
+    });
+
+    server.assert_sound();
+    // The first crowd pays for what the later ones find.
+    scale.report(&format!("{count} idle connections, {figures}, {} bytes each", each[0]));
+    assert!(each[0] < 64 * 1024, "{} bytes for each idle connection", each[0]);
+}
+
+/// slowhttptest in one of its ways, with this many connections.
+struct Slow(Child);
+
+impl Slow {
+    fn start(server: &Server, way: &str, connections: u64) -> Self {
+        let log = File::create(server.directory.join("slowhttptest.log")).unwrap();
+        let mut command = Command::new(find("slowhttptest").expect("the caller looked for it"));
+        command.args([way, "-c", &connections.to_string(), "-r", "2000", "-i", "2", "-l", "120", "-p", "30"]);
+        command.args(["-u", &format!("http://{}/", server.addresses.http)]);
+        Self(command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn slow_clients(way: &str) {
+    let scale = Scale::begin();
+    if !available(&["slowhttptest"]) {
+        return;
+    }
+    let clusters = Clusters::new();
+    let mut server = server(&clusters);
+    let count = scale.pick(200, 5_000);
+    traffic(&scale, &server);
+
+    let figures = compare(&scale, &server, || {
+        let slow = Slow::start(&server, way, count);
+        eventually(PATIENCE, "the slow clients are there", || open_connections(&server) > count as f64 * 0.9);
+        slow
+    });
+
+    server.assert_sound();
+    scale.report(&format!("{count} slow clients ({way}), {figures}"));
+}
+
+#[test]
+fn slow_heads_slow_nobody() {
+    slow_clients("-H");
+}
+
+#[test]
+fn slow_bodies_slow_nobody() {
+    slow_clients("-B");
+}
+
+#[test]
+fn slow_readers_slow_nobody() {
+    slow_clients("-X");
+}

@@ -1,0 +1,54 @@
+//! Two proxies behind a balancer that knows of changes only seconds later are replaced, one after the other.
+
+use std::time::{Duration, Instant};
+
+use super::{HOST, Orders, mixed};
+use crate::support::balancer::Balancer;
+use crate::support::cli::Server;
+use crate::support::client::Paced;
+use crate::support::scale::Scale;
+use crate::support::setup::{Clusters, Setup};
+
+#[test]
+fn a_rolling_restart_fails_no_request() {
+    let scale = Scale::begin();
+    let (clusters, orders) = (Clusters::new(), Orders::default());
+    orders.count(&clusters, || None);
+    let (lag, delay) = (scale.millis(600, 3_000), scale.pick("1s", "5s"));
+    let setup = Setup::new([clusters.service("a").percentage(20)]).drain(&format!("delay: {delay}, grace: 30s"));
+    let mut servers = vec![Server::start(&setup), Server::start(&setup)];
+    let addresses = |servers: &[Server]| servers.iter().map(|server| server.addresses.http).collect::<Vec<_>>();
+    let balancer = Balancer::new(&addresses(&servers), lag);
+    let load = Paced::new(balancer.address(), HOST, scale.pick(100, 2_000)).calls(mixed).start();
+    std::thread::sleep(scale.millis(500, 5_000));
+    let mut took = Vec::new();
+
+    for _ in 0..2 {
+        servers.push(Server::start(&setup));
+        balancer.learn(&addresses(&servers));
+        std::thread::sleep(lag + scale.millis(300, 2_000));
+        let mut leaving = servers.remove(0);
+        leaving.assert_sound();
+        balancer.learn(&addresses(&servers));
+        leaving.signal("TERM");
+        let told = Instant::now();
+        assert_eq!(leaving.exit_code(), Some(0), "{}", leaving.stderr());
+        took.push(told.elapsed());
+    }
+    std::thread::sleep(scale.millis(300, 2_000));
+    let record = load.stop();
+
+    record.assert_all_ok();
+    orders.assert_posts_once(&record);
+    for server in &mut servers {
+        server.assert_sound();
+        let served = server.metrics().sum("requests_total", &[]);
+        assert!(served > 0.0, "every new proxy has its part");
+    }
+    scale.report(&format!(
+        "{} requests over two replacements, 0 errors, ends after {took:.1?}, slowest {:.1?}",
+        record.0.len(),
+        record.quantile(1.0)
+    ));
+    assert!(took.iter().all(|took| *took < Duration::from_secs(30)), "{took:?}");
+}
