@@ -262,6 +262,11 @@ impl Pool {
         self.close_where(|since| now.saturating_duration_since(since) > limit, now);
     }
 
+    /// Closes what is idle, once.
+    pub fn drop_idle(&self) {
+        self.close_where(|_| true, Instant::now());
+    }
+
     /// Closes what is idle and keeps nothing from now on: another pool has taken over.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
