@@ -220,6 +220,27 @@ fn tunnels_are_counted_over_reloads_and_the_end_of_their_service() {
 }
 
 #[test]
+fn going_back_takes_tunnels_along_only_when_it_is_asked_to() {
+    let clusters = Clusters::new();
+    clusters.new.on("/tunnel", Answer::upgrade("echo"));
+    let server = Server::start(&Setup::new([all_on_new(&clusters)]));
+    let mut tunnels: Vec<Client> = (0..4).map(|_| tunnel(server.client())).collect();
+
+    server.command(&["rollback", "a"]).expect(0);
+    assert_eq!(server.service("a")["open_on_new"], 4);
+    tunnels[0].send("ping");
+    assert_eq!(tunnels[0].bytes(4).unwrap(), b"ping");
+
+    let start = Instant::now();
+    server.command(&["rollback", "a", "--close-streams", "2s"]).expect(0);
+    for mut tunnel in tunnels {
+        assert_eq!(tunnel.rest().unwrap(), b"");
+    }
+    eventually(PATIENCE, "none is left", || server.service("a")["open_on_new"] == 0);
+    assert!(start.elapsed() > Duration::from_millis(500), "not all in one moment");
+}
+
+#[test]
 fn a_tunnel_of_a_service_that_is_gone_is_sent_home_too() {
     let clusters = Clusters::new();
     clusters.new.on("/tunnel", Answer::upgrade("echo"));
