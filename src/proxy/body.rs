@@ -17,6 +17,7 @@ use super::connection::Offer;
 use super::exchange::Exchange;
 use super::timeouts::Timer;
 use crate::config::Cluster;
+use crate::telemetry::labels::Outcome;
 use crate::upstream::Settled;
 use crate::upstream::body::{Progress, clean_trailers};
 use crate::upstream::long_lived::{self, LONG};
@@ -175,9 +176,8 @@ impl Passing {
 
     /// A head that promised more than came is one more failure of the cluster, unless it was we who ended it.
     fn cut(&mut self, error: BodyError) -> BodyError {
-        if let Some(Open { exchange, settled, .. }) = self.open.take() {
-            let service = exchange.service().map(|service| service.name());
-            tracing::debug!(service, %error, "response cut");
+        if let Some(Open { exchange, settled, lease, .. }) = self.open.take() {
+            note_cut(&exchange, lease.cluster(), &error);
             // On HTTP/2 the stream is reset, and the connection's other streams go on.
             if exchange.version() != Version::HTTP_2 {
                 exchange.busy().flow().break_off();
@@ -189,6 +189,20 @@ impl Passing {
         }
         error
     }
+}
+
+/// Counts a response that ended early by its cause, and says so: its access line shows the status that was sent.
+fn note_cut(exchange: &Exchange, cluster: Cluster, error: &BodyError) {
+    let Some(service) = exchange.service() else { return };
+    let outcome = match error {
+        BodyError::Truncated(_) => Outcome::Reset,
+        BodyError::Stalled => Outcome::Timeout,
+        BodyError::SentHome => Outcome::Aborted,
+    };
+    service.meters.cut(cluster, outcome);
+    let id = exchange.request_id().map(|id| String::from_utf8_lossy(id.as_bytes()));
+    let request_id = id.as_deref();
+    tracing::info!(service = service.name(), cluster = cluster.as_str(), request_id, %error, "response cut");
 }
 
 impl Open {

@@ -170,12 +170,13 @@ async fn serve_http1(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
     })
     .await;
     if let Err(error) = result {
-        note_refused_head(&error, &connection, &proxy);
+        note_error(&error, &connection, &proxy);
     }
 }
 
 async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, proxy: Arc<Proxy>, drain: Drain) {
     let flow = connection.flow.clone();
+    let noted = (connection.clone(), proxy.clone());
     let service = service_fn(move |request| {
         let (proxy, connection) = (proxy.clone(), connection.clone());
         async move { proxy.handle(&connection, request).await }
@@ -201,7 +202,11 @@ async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
         while let Poll::Ready(lost) = patience.poll(cx) {
             match lost {
                 Lost::Idle => ends = true,
-                Lost::Silent | Lost::Stalled => return Poll::Ready(Ok(())),
+                Lost::Stalled => {
+                    note_untaken(&noted.0, &noted.1);
+                    return Poll::Ready(Ok(()));
+                }
+                Lost::Silent => return Poll::Ready(Ok(())),
             }
         }
         if ends {
@@ -321,9 +326,19 @@ impl Patience {
     }
 }
 
+/// A client that takes nothing of its answer is as slow as one that says nothing.
+fn note_untaken(connection: &Connection, proxy: &Proxy) {
+    proxy.telemetry().process.rejected(Refusal::Slow.cause());
+    tracing::info!(peer = %connection.peer, "closed: the client took nothing of its answer for write_idle");
+}
+
 /// hyper answers a head that it cannot take by itself; we count it and write the line.
-fn note_refused_head(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
+fn note_error(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
     let io_error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    if io_error.is_some_and(Guarded::is_untaken) {
+        note_untaken(connection, proxy);
+        return;
+    }
     let timed_out = io_error.is_some_and(Guarded::is_slow_head);
     let refusal = if error.is_parse_too_large() {
         Refusal::Header

@@ -89,6 +89,11 @@ impl Guarded {
         }
     }
 
+    /// Whether this error of a connection is that of a client that does not take its answer.
+    pub fn is_untaken(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Untaken>())
+    }
+
     /// Whether this error of a connection is that of a head that did not come in time.
     pub fn is_slow_head(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|inner| inner.is::<SlowHead>())
@@ -171,7 +176,7 @@ impl Guarded {
             return Poll::Pending;
         }
         self.flow.break_off();
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, Untaken)))
     }
 
     /// Ready once `deadline` has passed. A timer that is armed for an earlier moment is left as it is.
@@ -223,6 +228,11 @@ impl Guarded {
         self.poll_write_limit(cx)
     }
 }
+
+/// Marks the error of an answer that the client did not take.
+#[derive(Debug, thiserror::Error)]
+#[error("the client took nothing of its answer for too long")]
+struct Untaken;
 
 /// Marks the error of a head that did not come in time; the kernel has time-outs of its own.
 #[derive(Debug, thiserror::Error)]

@@ -558,6 +558,11 @@ impl Lease {
         self.reused && matches!(self.held, Held::Http1(_))
     }
 
+    /// Which side of the migration it leads to.
+    pub fn cluster(&self) -> Cluster {
+        self.pool.target.cluster
+    }
+
     /// The address of the backend.
     pub fn address(&self) -> std::net::SocketAddr {
         match &self.held {
