@@ -1,12 +1,15 @@
 //! The admin port: health, readiness, metrics, status and explanations. It lives on the control runtime with connections
-//! of its own, so that it answers while the data ports are full. Nothing here changes anything, and no answer holds a
-//! secret.
+//! of its own, so that it answers while the data ports are full. Reading is open to whoever reaches the port, writing is not, and no
+//! answer holds a secret.
 
 mod answer;
+mod api;
+mod auth;
 mod explain;
 mod query;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +23,9 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
+use crate::control::keeper::Keeper;
 use crate::control::report::{self, Reporter};
 use crate::control::status::Status;
 use crate::net::listener::Listener;
@@ -58,6 +63,10 @@ pub struct AdminState {
     pub readiness: Readiness,
     /// Peers that forward without being trusted.
     pub suspicion: Arc<Suspicion>,
+    /// What operators change.
+    pub keeper: Arc<Keeper>,
+    /// Other replicas would not follow what is changed here.
+    pub keeps_alone: bool,
     /// Whether every data worker still runs.
     pub is_alive: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -70,15 +79,16 @@ struct ReadyReport {
     missing: Vec<&'static str>,
 }
 
-/// Serves until the drain starts. The drain is that of this port: it begins after that of the data ports has ended, so
-/// that probes can see it.
-pub async fn serve(listener: Listener, state: Arc<AdminState>, drain: Drain) {
+/// Serves until the drain starts, or until this socket is `retired` because the port is another one. The drain is that of
+/// this port: it begins after that of the data ports has ended, so that probes can see it.
+pub async fn serve(listener: Listener, state: Arc<AdminState>, drain: Drain, retired: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let socket = tokio::select! {
-            (socket, _) = listener.accept() => socket,
+        let (socket, peer) = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = drain.started() => return,
+            () = retired.cancelled() => return,
         };
         let (state, drain) = (state.clone(), drain.clone());
         #[expect(
@@ -88,13 +98,13 @@ pub async fn serve(listener: Listener, state: Arc<AdminState>, drain: Drain) {
         tokio::spawn(async move {
             let _place = place;
             let _open = Open::new(&state.telemetry);
-            connection(socket, &state, &drain).await;
+            connection(socket, peer.ip(), &state, &drain).await;
         });
     }
 }
 
-async fn connection(socket: TcpStream, state: &AdminState, drain: &Drain) {
-    let service = service_fn(|request| async move { Ok::<_, Infallible>(route(state, &request)) });
+async fn connection(socket: TcpStream, peer: IpAddr, state: &AdminState, drain: &Drain) {
+    let service = service_fn(|request| async move { Ok::<_, Infallible>(route(state, peer, request).await) });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -127,19 +137,18 @@ impl Drop for Open<'_> {
     }
 }
 
-fn route(state: &AdminState, request: &Request<Incoming>) -> Response<Body> {
+async fn route(state: &AdminState, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let handler: fn(&AdminState, &Request<Incoming>) -> Response<Body> = match request.uri().path() {
         "/health" => health,
         "/ready" => ready,
         "/metrics" => metrics,
         "/status" => |state, _| answer::json(StatusCode::OK, &state.reporter().report()),
         "/api/v1/explain" => |state, request| explain::answer(&state.live, request.uri().query().unwrap_or_default()),
+        path if !reads && path.starts_with("/api/") => return api::answer(state, peer, request).await,
         _ => return answer::error(StatusCode::NOT_FOUND, "nothing here: see /status, /metrics, /health and /ready"),
     };
-    match *request.method() {
-        Method::GET | Method::HEAD => handler(state, request),
-        _ => answer::not_allowed("GET, HEAD"),
-    }
+    if reads { handler(state, &request) } else { answer::not_allowed("GET, HEAD") }
 }
 
 fn health(state: &AdminState, _: &Request<Incoming>) -> Response<Body> {
@@ -164,8 +173,8 @@ fn metrics(state: &AdminState, _: &Request<Incoming>) -> Response<Body> {
 
 impl AdminState {
     fn reporter(&self) -> Reporter<'_> {
-        let Self { live, status, readiness, suspicion, .. } = self;
-        Reporter { live, status, readiness, suspicion }
+        let Self { live, status, readiness, suspicion, keeper, .. } = self;
+        Reporter { live, status, readiness, suspicion, keeper }
     }
 }
 
@@ -204,10 +213,12 @@ mod tests {
                 telemetry: bench.telemetry.clone(),
                 readiness: bench.readiness.clone(),
                 suspicion: bench.suspicion.clone(),
+                keeper: bench.keeper.clone(),
+                keeps_alone: false,
                 is_alive: Box::new(move || heart.load(Ordering::Relaxed)),
             };
             let (trigger, drain) = shutdown::channel();
-            tokio::runtime::Handle::current().spawn(serve(listener, Arc::new(state), drain));
+            tokio::runtime::Handle::current().spawn(serve(listener, Arc::new(state), drain, CancellationToken::new()));
             Self { address, readiness: bench.readiness.clone(), is_alive, trigger, bench }
         }
 

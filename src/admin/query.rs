@@ -9,7 +9,7 @@ pub(super) fn pairs(query: &str) -> impl Iterator<Item = Option<(String, String)
 }
 
 /// A percent sign without two hexadecimal digits stands for itself.
-fn decoded(text: &str) -> Option<String> {
+pub(super) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, behind)) = rest.split_first() {

@@ -8,9 +8,9 @@ use std::pin::pin;
 use std::str::FromStr;
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, HOST};
-use http::{HeaderValue, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -125,9 +125,18 @@ impl Client {
     ///
     /// Nothing came back in time.
     pub fn get(&self, target: &str) -> Result<Answer, Failure> {
+        self.send(Method::GET, target, None)
+    }
+
+    /// The answer to a request with this JSON.
+    ///
+    /// # Errors
+    ///
+    /// Nothing came back in time.
+    pub fn send(&self, method: Method, target: &str, body: Option<&serde_json::Value>) -> Result<Answer, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
-        let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, self.ask(target)).await });
+        let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, self.ask(method, target, body)).await });
         // A name that does not resolve would keep us waiting for a thread that nobody needs any more.
         runtime.shutdown_background();
         match answer {
@@ -165,16 +174,45 @@ impl Client {
         Failure::new(Exit::Failed, format!("{url}{target} answers {}{colon}{text}{hint}", answer.status.as_u16()))
     }
 
-    async fn ask(&self, target: &str) -> Result<Answer, String> {
+    async fn ask(&self, method: Method, target: &str, body: Option<&serde_json::Value>) -> Result<Answer, String> {
         let stream = TcpStream::connect((self.url.host.as_str(), self.url.port)).await.map_err(|e| connect_text(&e))?;
-        let mut request = Request::get(format!("{}{target}", self.url.path))
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{target}", self.url.path))
             .header(HOST, self.url.authority())
             .header(ACCEPT, "application/json");
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token);
         }
-        let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json").header("x-claimed-by", whoami());
+        }
+        let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+        let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
         exchange(stream, request).await
+    }
+
+    /// Asks for a change, and tells what became of it.
+    ///
+    /// # Errors
+    ///
+    /// It was not made; the exit code says why.
+    pub fn change(&self, method: Method, target: &str, body: &serde_json::Value) -> Result<serde_json::Value, Failure> {
+        let answer = self.send(method, target, Some(body))?;
+        let exit = match answer.status {
+            StatusCode::OK => {
+                return serde_json::from_slice(&answer.body).map_err(|error| {
+                    Failure::new(Exit::Failed, format!("{}{target} answers something else: {error}", self.url))
+                });
+            }
+            StatusCode::CONFLICT => Exit::Refused,
+            StatusCode::UNPROCESSABLE_ENTITY => Exit::Usage,
+            _ => Exit::Failed,
+        };
+        let text = error_text(&answer.body);
+        let text =
+            if text.is_empty() { format!("{}{target} answers {}", self.url, answer.status.as_u16()) } else { text };
+        Err(Failure::new(exit, text))
     }
 
     fn unreachable(&self, why: &str) -> Failure {
@@ -195,7 +233,7 @@ impl Client {
 /// # Errors
 ///
 /// The connection broke, or the answer is no HTTP or too large.
-pub async fn exchange<S>(stream: S, mut request: Request<Empty<Bytes>>) -> Result<Answer, String>
+pub async fn exchange<S>(stream: S, mut request: Request<Full<Bytes>>) -> Result<Answer, String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -247,7 +285,15 @@ fn token(file: &Path) -> Result<HeaderValue, Failure> {
     Ok(value)
 }
 
-/// Percent-encodes a value of a query.
+/// Who runs this command, as far as the environment tells: `user@host`.
+fn whoami() -> String {
+    let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+    let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "unknown".to_owned());
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{user}@{host}").chars().filter(char::is_ascii_graphic).take(100).collect()
+}
+
+/// Percent-encodes a value of a query or a part of a path.
 pub fn encoded(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     for byte in value.bytes() {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use http::Request;
 use http::header::HOST;
-use http_body_util::Empty;
+use http_body_util::Full;
 use jiff::Timestamp;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
@@ -64,7 +64,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     })?;
     let clusters = prepare(&directory.path)?;
     let config = directory.path.join("migration.yaml");
-    let app = run::start(Options { config, environment: config::environment() })?;
+    let app = run::start(Options { config, environment: config::environment(), ..Options::default() })?;
     let shown = present(&app, &clusters, &directory.path, &mut signals, arguments.exit);
     if shown.is_ok() && !arguments.exit {
         signals.until(pending::<()>());
@@ -220,7 +220,7 @@ async fn ask(http: SocketAddr, service: &str, number: u32, pinned: bool) -> Resu
     if pinned {
         request = request.header("X-Migration-Target", "new");
     }
-    let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+    let request = request.body(Full::default()).map_err(|error| error.to_string())?;
     Ok(exchange(stream, request).await?.body.to_vec())
 }
 

@@ -1,15 +1,21 @@
 //! The command line: one file for each verb. Results go to stdout, everything else to stderr, and every exit code means
 //! one thing ([`output::Exit`]).
 
+pub mod change;
 pub mod check;
 pub mod client;
+pub mod confirm;
 pub mod demo;
 pub mod explain;
+pub mod freeze;
 pub mod health;
 pub mod output;
+pub mod rollback;
 pub mod run;
+pub mod safe_mode;
 pub mod status;
 pub mod table;
+pub mod update;
 pub mod words;
 
 mod toy_clusters;
@@ -37,7 +43,8 @@ Environment:
   MIGRATION_PROXY_ADMIN    the URL of --admin       (else http://127.0.0.1:8080)
   NO_COLOR                 no colour on a terminal either
 
-Exit: 0 done, 1 failed, 2 usage, 3 configuration invalid, 4 degraded, 7 admin port unreachable";
+Exit: 0 done, 1 failed, 2 usage, 3 configuration invalid, 4 degraded, 6 refused by policy,
+      7 admin port unreachable, 8 timed out";
 
 /// Moves the traffic of fixed host names from an old Kubernetes cluster to a new one, step by step and back.
 #[derive(Parser, Debug)]
@@ -69,6 +76,16 @@ enum Verb {
     Status(status::Arguments),
     /// Where a request would go, and why
     Explain(explain::Arguments),
+    /// Change the share of a service: 50, +10 or -5
+    Update(update::Arguments),
+    /// Let a share stay that would go back by itself
+    Confirm(confirm::Arguments),
+    /// Take traffic off new at once
+    Rollback(rollback::Arguments),
+    /// Send everything to old, or end that
+    SafeMode(safe_mode::Arguments),
+    /// Forbid increases, or allow them again
+    Freeze(freeze::Arguments),
     /// Whether a replica serves, for HEALTHCHECK and probes
     Health(health::Arguments),
     /// Two toy clusters and a proxy between them, offline
@@ -116,6 +133,11 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Explain(arguments) => explain::run(&arguments),
+        Verb::Update(arguments) => update::run(&arguments),
+        Verb::Confirm(arguments) => confirm::run(&arguments),
+        Verb::Rollback(arguments) => rollback::run(&arguments),
+        Verb::SafeMode(arguments) => safe_mode::run(&arguments),
+        Verb::Freeze(arguments) => freeze::run(&arguments),
         Verb::Health(arguments) => health::run(arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
     }

@@ -174,7 +174,7 @@ fn answer(cluster: Cluster, request: &Request<Incoming>) -> Response<Full<Bytes>
 mod tests {
     use super::super::client::exchange;
     use super::*;
-    use http_body_util::Empty;
+    use http_body_util::Full;
 
     #[tokio::test]
     async fn old_says_who_it_is_and_whom_it_was_asked_for() {
@@ -183,7 +183,7 @@ mod tests {
         let clusters = ToyClusters::start(&certificate, &key).unwrap();
 
         let stream = TcpStream::connect(clusters.old).await.unwrap();
-        let request = Request::get("/a?b").header(HOST, "shop.old.example").body(Empty::new()).unwrap();
+        let request = Request::get("/a?b").header(HOST, "shop.old.example").body(Full::default()).unwrap();
         let answer = exchange(stream, request).await.unwrap();
 
         assert_eq!(answer.body, "hello from the old cluster: host shop.old.example, path /a?b\n");

@@ -85,6 +85,7 @@ pub(super) fn service(problems: &mut Problems, service: &Service, node: &Node, p
         let message = format!("Host \"{host}\" is not the TLS server name \"{sni}\": many gateways answer 421");
         report.warn(&["new", key], &message, None);
     }
+    health_check(&mut report, &service.health_check);
     for (key, cluster) in [("old", &service.old), ("new", &service.new)] {
         if !cluster.verify {
             let message = format!(
@@ -93,6 +94,20 @@ pub(super) fn service(problems: &mut Problems, service: &Service, node: &Node, p
             );
             report.warn(&[key, "verify"], &message, None);
         }
+    }
+}
+
+fn health_check(report: &mut Report<'_>, check: &HealthCheck) {
+    if !check.enabled {
+        return;
+    }
+    if check.timeout > check.interval {
+        let message = format!("a check every {:?} may take {:?}: silence shows later", check.interval, check.timeout);
+        report.warn(&["health_check", "interval"], &message, Some("a timeout within the interval"));
+    }
+    if check.path.is_empty() && check.expect != HealthCheck::default().expect {
+        let message = "without a path nothing is asked, so no status is compared";
+        report.warn(&["health_check", "expect"], message, Some("add path: /healthz, or leave it out"));
     }
 }
 

@@ -4,6 +4,7 @@
 //! accepted forms to one, and `document` and `service` decode that form, collecting every mistake on the way.
 
 pub mod model;
+pub mod plain;
 pub mod problem;
 pub mod source;
 pub mod units;
@@ -50,6 +51,24 @@ pub fn parse(text: &Text, environment: &Environment) -> Result<Parsed, ConfigErr
         Some(config) if !failed => Ok(Parsed { config, warnings: problems, places: decoder.places }),
         _ => Err(ConfigError { problems, text: text.clone() }),
     }
+}
+
+/// A duration as the file writes it, `30m` or a number of seconds.
+///
+/// # Errors
+///
+/// What is wrong with it, in one line.
+pub fn duration(text: &str) -> Result<std::time::Duration, String> {
+    values::duration(text).map_err(|wrong| wrong.message)
+}
+
+/// A method as the file writes it.
+///
+/// # Errors
+///
+/// What is wrong with it, in one line.
+pub fn method(text: &str) -> Result<http::Method, String> {
+    values::method(text).map_err(|wrong| wrong.message)
 }
 
 /// The environment of this process; what is not UTF-8 does not exist.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
+
 use super::decode::{Decoder, Path, Section};
 use super::document::tls_version;
 use super::expand::Mappings;
@@ -12,6 +14,9 @@ use super::rules;
 use super::tree::{Node, Value};
 use super::units::{Authority, HostPattern, Percent};
 use super::values::{self, Parsed, Wrong};
+
+/// Health checks more often than this are load, not knowledge.
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a service takes from the rest of the file.
 pub(super) struct Context<'c> {
@@ -291,17 +296,22 @@ fn fallback(s: &mut Section<'_, '_>) -> Fallback {
 fn health_check(s: &mut Section<'_, '_>) -> HealthCheck {
     let default = HealthCheck::default();
     let path = |text: &str| {
-        let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
-        if text.starts_with('/') && visible {
+        // A fragment is never sent, so asking for one is a mistake.
+        let is_target = text.parse::<PathAndQuery>().is_ok() && !text.contains('#');
+        if text.starts_with('/') && text.is_ascii() && is_target {
             return Ok(text.to_owned());
         }
         Err(Wrong::new(format!("{} is not a path", quote(text)))
             .help("write /healthz, or leave it empty to connect only"))
     };
+    let interval = |text: &str| match values::duration(text)? {
+        interval if interval >= LEAST_INTERVAL => Ok(interval),
+        _ => Err(Wrong::new(format!("{} is too often", quote(text))).help("100ms is the least, 30s the default")),
+    };
     let expect = s.one_or_many("expect", values::status_ranges).map(|ranges| ranges.into_iter().flatten().collect());
     HealthCheck {
         enabled: s.value("enabled", default.enabled, values::switch),
-        interval: s.value("interval", default.interval, values::duration),
+        interval: s.value("interval", default.interval, interval),
         timeout: s.value("timeout", default.timeout, values::duration),
         path: s.optional("path", path).unwrap_or(default.path),
         expect: expect.unwrap_or(default.expect),

@@ -3,12 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::watch::Watch;
+use super::tokens::Tokens;
 use crate::config::{
     self, CertificateFiles, Config, ConfigError, Environment, Listen, Parsed, Problem, Protocol, Severity, Text, source,
 };
 use crate::routing::snapshot::{Means, Snapshot, Unusable};
 use crate::telemetry::SinkError;
+use crate::telemetry::process::CertificateExpiry;
 use crate::tls::certificates::Set;
 use crate::tls::pem;
 
@@ -25,19 +26,6 @@ pub struct Compiled {
     pub snapshot: Snapshot,
     /// The certificates of the TLS listeners; empty without one.
     pub certificates: Set,
-}
-
-/// Reads a file for the first time, and watches it and what it names from then on.
-///
-/// # Errors
-///
-/// Every mistake in the file.
-pub fn open(path: &Path, environment: &Environment) -> Result<(Candidate, Watch), ConfigError> {
-    let mut watch = Watch::new(path);
-    let candidate = Candidate::read(path, environment)?;
-    watch.configure(&candidate.config().reload);
-    watch.set_files(candidate.files(environment));
-    Ok((candidate, watch))
 }
 
 impl Candidate {
@@ -107,6 +95,10 @@ impl Candidate {
     pub fn compile(&self, current: Option<&Snapshot>, means: &Means<'_>) -> Result<Compiled, ConfigError> {
         let snapshot = Snapshot::compile(self.config().clone(), current, means);
         let certificates = certificates(&self.config().listen);
+        if let Some(Err(error)) = self.config().admin.token_file.as_deref().map(Tokens::read) {
+            let help = "write lines NAME:TOKEN, or leave the key out: then only loopback may write";
+            return Err(self.unfit("admin.token_file", error, Some(help.to_owned())));
+        }
         match (snapshot, certificates) {
             (Ok(snapshot), Ok(certificates)) => Ok(Compiled { snapshot, certificates }),
             (snapshot, certificates) => {
@@ -132,6 +124,31 @@ impl Candidate {
     /// A warning about what shows only when the files that it names are read, at the key that names them.
     pub fn warning(&self, key: &str, message: impl Into<String>, help: Option<String>) -> Problem {
         Problem::at(&self.parsed.places, key, message, help).into_warning()
+    }
+
+    /// The refusal of certificates whose time is over, each at the key that names it.
+    pub fn overdue(&self, certificates: &[CertificateExpiry]) -> ConfigError {
+        let problem = |certificate: &CertificateExpiry| {
+            let message = format!("{} has expired", certificate.file.display());
+            let help = "renew it; what is served now stays until then".to_owned();
+            Problem::at(&self.parsed.places, &self.key_of(certificate), message, Some(help))
+        };
+        self.refused(certificates.iter().map(problem).collect())
+    }
+
+    /// The key that names a certificate of ours.
+    fn key_of(&self, CertificateExpiry { service, file, .. }: &CertificateExpiry) -> String {
+        let config = self.config();
+        let Some(name) = service else {
+            let index = config.listen.tls.certificates.iter().position(|files| files.cert == *file);
+            return format!("listen.tls.certificates[{}].cert", index.unwrap_or_default());
+        };
+        let index = config.services.iter().position(|service| service.name == *name).unwrap_or_default();
+        let is_of_old = config
+            .services
+            .get(index)
+            .is_some_and(|service| service.old.client.as_ref().is_some_and(|files| files.cert == *file));
+        format!("services[{index}].{}.client_cert", if is_of_old { "old" } else { "new" })
     }
 
     fn unusable(&self, Unusable { key, error }: Unusable) -> Problem {

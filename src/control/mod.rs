@@ -3,11 +3,18 @@
 
 pub mod candidate;
 pub mod expiry;
+pub mod keeper;
+pub mod last_good;
+pub mod listeners;
 pub mod mounts;
+pub mod opening;
 pub mod reload;
 pub mod report;
 pub mod restart;
+pub mod state;
+pub mod state_file;
 pub mod status;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod tokens;
 pub mod watch;

@@ -5,12 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::Method;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::candidate::{Candidate, Compiled, one_line};
+use super::keeper::Keeper;
+use super::last_good::LastGood;
+use super::listeners::{self, Listeners};
 use super::restart::Fixed;
-use super::status::Status;
+use super::status::{Status, Trouble};
 use super::watch::Watch;
 use super::{expiry, mounts};
 use crate::config::{ConfigError, Environment, Problem, Severity, source};
@@ -22,6 +26,7 @@ use crate::telemetry::labels::ReloadResult;
 use crate::telemetry::logs::LogHandle;
 use crate::telemetry::{Telemetry, access_log};
 use crate::tls::certificates::Certificates;
+use crate::upstream::health::Probers;
 use crate::upstream::resolve::Resolver;
 
 /// More problems than this are counted in the log instead of listed.
@@ -40,6 +45,8 @@ pub struct Parts {
     pub workers: usize,
     /// What is served.
     pub live: Arc<Live>,
+    /// The sockets.
+    pub listeners: Arc<Listeners>,
     /// What the TLS listeners show.
     pub certificates: Arc<Certificates>,
     /// Names to addresses.
@@ -50,6 +57,10 @@ pub struct Parts {
     pub logs: LogHandle,
     /// What is reported.
     pub status: Arc<Status>,
+    /// What operators changed.
+    pub keeper: Arc<Keeper>,
+    /// Where accepted files are kept.
+    pub last_good: LastGood,
 }
 
 /// Serves newer files as they come.
@@ -60,6 +71,8 @@ pub struct Reloader {
     /// Some file that the served configuration names cannot be used as it is now.
     files_failed: bool,
     requested: Arc<Notify>,
+    /// Health checks end with the reloader, which is when the drain starts.
+    probers: Probers,
 }
 
 /// Asks for a reload, as SIGHUP does.
@@ -87,16 +100,31 @@ pub enum Outcome {
 }
 
 impl Reloader {
-    /// Takes over from the start, which has installed `first`. Meters and log show it from now on.
-    pub fn new(parts: Parts, first: Candidate) -> Self {
+    /// Takes over from the start, which has installed `first`. Meters and log show it from now on, and health checks begin;
+    /// it must be called inside the runtime on which they shall run. `broken` tells why `first` is the last good file and
+    /// not the file itself.
+    pub fn new(parts: Parts, first: Candidate, broken: Option<&ConfigError>) -> Self {
         let process = &parts.telemetry.process;
-        process.started(true, SystemTime::now());
+        process.started(broken.is_none(), SystemTime::now());
         let configuration = parts.status.configuration();
         process.configuration(configuration.generation, &configuration.hash);
         log_warnings(configuration.warnings.iter());
         let fixed = Fixed::of(first.config());
-        let reloader = Self { parts, fixed, served: first, files_failed: false, requested: Arc::default() };
+        let mut reloader = Self {
+            parts,
+            fixed,
+            served: first,
+            files_failed: false,
+            requested: Arc::default(),
+            probers: Probers::default(),
+        };
         reloader.show_certificates();
+        match broken {
+            None => reloader.keep_as_last_good(&reloader.served),
+            Some(error) => reloader.serves_last_good(error),
+        }
+        reloader.start_probers();
+        reloader.warn_of_ended_certificates();
         reloader
     }
 
@@ -123,7 +151,7 @@ impl Reloader {
     pub fn reload(&mut self, changed: &[PathBuf], watch: &mut Watch) -> Outcome {
         let is_named_file = |file: &PathBuf| *file != self.parts.path;
         let refreshes = changed.is_empty() || changed.iter().any(is_named_file);
-        match self.newer(watch) {
+        let outcome = match self.newer(watch) {
             Ok(Some((candidate, ready))) => self.apply(candidate, ready, watch),
             Ok(None) if refreshes || self.files_failed => self.refresh(watch),
             Ok(None) => self.keep(watch),
@@ -135,7 +163,9 @@ impl Reloader {
                 }
                 Outcome::Rejected
             }
-        }
+        };
+        self.start_probers();
+        outcome
     }
 
     /// The file as it is now, ready to be served; `None` when it is served already.
@@ -155,29 +185,40 @@ impl Reloader {
 
     /// Everything that can fail.
     fn try_out(&self, candidate: &Candidate) -> Result<Ready, ConfigError> {
-        let Parts { environment, resolver, workers, live, telemetry, .. } = &self.parts;
+        let Parts { environment, resolver, workers, live, telemetry, certificates, .. } = &self.parts;
         let current = live.snapshot();
         let compiled = candidate.compile(Some(&current), &Means { environment, resolver, workers: *workers })?;
+        let served = expiry::of(&certificates.current(), &current);
+        let wanted = expiry::of(&compiled.certificates, &compiled.snapshot);
+        let overdue = expiry::overdue(&served, wanted, Timestamp::now().as_second());
+        if !overdue.is_empty() {
+            return Err(candidate.overdue(&overdue));
+        }
         let log = &candidate.config().log;
         let access = telemetry.access.prepare(log).map_err(|error| candidate.unwritable(&error))?;
         let audit = telemetry.audit.prepare(log).map_err(|error| candidate.unwritable(&error))?;
-        Ok(Ready { compiled, access, audit })
+        let sockets = self.parts.listeners.prepare(&candidate.config().listen);
+        let sockets = sockets.map_err(|error| {
+            let help = Some(error.advice.to_owned());
+            candidate.unfit(error.key, error.to_string(), help)
+        })?;
+        Ok(Ready { compiled, access, audit, sockets })
     }
 
     /// Serves it from the next request and the next handshake on. Nothing in here can fail.
     fn install(&self, candidate: &Candidate, ready: Ready) -> Vec<Change> {
-        let Ready { compiled: Compiled { snapshot, certificates }, access, audit } = ready;
-        let Parts { telemetry, status, live, resolver, logs, .. } = &self.parts;
+        let Ready { compiled: Compiled { snapshot, certificates }, access, audit, sockets } = ready;
+        let Parts { telemetry, status, live, resolver, logs, keeper, .. } = &self.parts;
         let config = candidate.config();
         telemetry.access.install(access);
         telemetry.audit.install(audit);
         logs.set(config.log.level, config.log.format);
         resolver.configure(config.dns);
         self.parts.certificates.replace(certificates);
+        let changes = snapshot.take_over(&keeper.follow(config));
         live.install(snapshot);
-        let snapshot = live.snapshot();
-        let changes = snapshot.take_over();
-        status.tick(&snapshot);
+        self.parts.listeners.install(sockets);
+        status.tick(&live.snapshot());
         self.show_certificates();
         self.show_restart_needed(&self.fixed.changed(config));
         changes
@@ -198,14 +239,19 @@ impl Reloader {
     fn announce(&self, candidate: &Candidate, changes: &[Change]) {
         let Parts { telemetry, status, path, .. } = &self.parts;
         for change in changes {
-            let (kind, from, to) = match change.what {
+            let service = change.service.as_deref();
+            match &change.what {
                 Changed::Share { from, to } => {
-                    (Kind::Percentage, Value::Number(from.as_f64()), Value::Number(to.as_f64()))
+                    let (from, to) = (Value::Number(from.as_f64()), Value::Number(to.as_f64()));
+                    audit(telemetry, Kind::Percentage, service, from, to);
                 }
-                Changed::Enabled(to) => (Kind::Enabled, switch(!to), switch(to)),
-                Changed::SafeMode(to) => (Kind::SafeMode, switch(!to), switch(to)),
-            };
-            audit(telemetry, kind, change.service.as_deref(), from, to);
+                Changed::Enabled(to) => audit(telemetry, Kind::Enabled, service, switch(!to), switch(*to)),
+                Changed::SafeMode(to) => audit(telemetry, Kind::SafeMode, service, switch(!to), switch(*to)),
+                Changed::Methods { from, to } => {
+                    let (from, to) = (listed_methods(from), listed_methods(to));
+                    audit(telemetry, Kind::Methods, service, Value::Text(&from), Value::Text(&to));
+                }
+            }
         }
         let warnings: Vec<String> = mounts::warning(path).into_iter().chain(candidate.warning_lines()).collect();
         let hash = candidate.text().hash();
@@ -216,6 +262,7 @@ impl Reloader {
             configuration.last_error = None;
             configuration.warnings.clone_from(&warnings);
             configuration.hash.clone_from(&hash);
+            configuration.file.clone_from(&candidate.text().name);
             before
         });
         let generation = before.generation + 1;
@@ -225,6 +272,35 @@ impl Reloader {
         let services = candidate.config().services.len();
         tracing::info!(generation, services, "configuration changed");
         log_warnings(warnings.iter().filter(|warning| !before.warnings.contains(warning)));
+        status.set_trouble(Trouble::LastGoodServes, None);
+        self.keep_as_last_good(candidate);
+    }
+
+    /// Keeps an accepted file for a start with a broken one.
+    fn keep_as_last_good(&self, candidate: &Candidate) {
+        let Parts { telemetry, status, last_good, .. } = &self.parts;
+        let kept = last_good.keep(candidate.text());
+        if kept.is_err() {
+            telemetry.process.state_failed();
+        }
+        if let (true, Err(error)) = (status.set_trouble(Trouble::LastGoodUnstored, kept.clone().err()), &kept) {
+            tracing::error!(%error, "the accepted file cannot be kept, a start with a broken one will fail");
+        }
+    }
+
+    /// The file was broken at the start.
+    fn serves_last_good(&self, error: &ConfigError) {
+        let (count, problems) = listed(error);
+        let file = &self.served.text().name;
+        tracing::error!(
+            errors = count,
+            problems,
+            serving = file,
+            "the configuration is broken, the last good one serves"
+        );
+        let Parts { status, .. } = &self.parts;
+        status.update(|configuration| configuration.last_error = Some(error.summary()));
+        status.set_trouble(Trouble::LastGoodServes, Some(format!("the last good configuration serves: {file}")));
     }
 
     /// The file is what is served already, whatever it was in between.
@@ -288,11 +364,26 @@ impl Reloader {
         Outcome::Rejected
     }
 
+    /// Checks begin for clusters that are new in what is served; for what is gone they end by themselves.
+    fn start_probers(&mut self) {
+        self.probers.start(self.parts.live.snapshot().probers());
+    }
+
     fn show_certificates(&self) {
         let Parts { telemetry, status, certificates, live, .. } = &self.parts;
         let ends = expiry::of(&certificates.current(), &live.snapshot());
         telemetry.process.certificates(ends.clone());
         status.update(|configuration| configuration.certificates = ends);
+    }
+
+    /// A start with what there is beats no start; a reload would have kept what it had.
+    fn warn_of_ended_certificates(&self) {
+        let now = Timestamp::now().as_second();
+        let certificates = self.parts.status.configuration().certificates;
+        for ended in certificates.iter().filter(|certificate| certificate.not_after < now) {
+            let (side, file) = (ended.side.as_str(), ended.file.display());
+            tracing::error!(side, service = ended.service, %file, "a certificate has expired and is used all the same");
+        }
     }
 
     fn show_restart_needed(&self, keys: &[String]) {
@@ -310,6 +401,7 @@ struct Ready {
     compiled: Compiled,
     access: access_log::Prepared,
     audit: crate::telemetry::audit::Prepared,
+    sockets: listeners::Prepared,
 }
 
 fn audit(telemetry: &Telemetry, kind: Kind, service: Option<&str>, from: Value<'_>, to: Value<'_>) {
@@ -319,6 +411,11 @@ fn audit(telemetry: &Telemetry, kind: Kind, service: Option<&str>, from: Value<'
 
 fn switch(on: bool) -> Value<'static> {
     Value::Text(if on { "on" } else { "off" })
+}
+
+fn listed_methods(methods: &[Method]) -> String {
+    let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    if names.is_empty() { "all".to_owned() } else { names.join(",") }
 }
 
 fn short(hash: &str) -> &str {
@@ -453,7 +550,8 @@ mod tests {
             bench.reloader.reload(&changed, &mut bench.watch);
         }
         let ends = bench.status.configuration().certificates;
-        assert_eq!((ends.len(), ends[0].service.as_deref()), (1, Some("b")));
+        let ends: Vec<_> = ends.iter().map(|end| (end.side.as_str(), end.service.as_deref())).collect();
+        assert_eq!(ends, [("client", Some("b")), ("ca", Some("b"))]);
     }
 
     fn generation(bench: &Bench) -> u64 {
@@ -481,6 +579,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_pair_that_is_over_replaces_none_that_is_good() {
+        let (directory, text) = with_tls();
+        let mut bench = Bench::over(directory, &text).unwrap();
+        let files = [bench.path("tls.crt"), bench.path("tls.key")];
+
+        write_pair(&bench.directory, "a.old.example", 2020, true);
+        assert_eq!(bench.reloader.reload(&files, &mut bench.watch), Outcome::Rejected);
+        assert_eq!(year(&bench), 2090);
+        let error = bench.status.configuration().last_error.unwrap();
+        assert!(error.contains("listen.tls.certificates[0].cert") && error.contains("has expired"), "{error}");
+
+        write_pair(&bench.directory, "a.old.example", 2091, true);
+        assert_eq!(bench.reloader.reload(&files, &mut bench.watch), Outcome::Applied);
+        assert_eq!(year(&bench), 2091);
+    }
+
+    #[tokio::test]
+    async fn a_start_with_a_pair_that_is_over_serves_it_and_takes_the_next() {
+        let (directory, text) = with_tls();
+        write_pair(&directory, "a.old.example", 2020, true);
+        let mut bench = Bench::over(directory, &text).unwrap();
+        assert_eq!(year(&bench), 2020);
+
+        assert_eq!(bench.reload(&text.replace("percentage: 20", "percentage: 50")), Outcome::Applied);
+        assert_eq!((share(&bench, "a"), year(&bench)), (50.0, 2020));
+    }
+
+    #[tokio::test]
     async fn a_certificate_is_renewed_also_while_the_file_is_wrong() {
         let (directory, text) = with_tls();
         let mut bench = Bench::over(directory, &text).unwrap();
@@ -497,10 +623,10 @@ mod tests {
     #[tokio::test]
     async fn what_needs_a_restart_is_named_until_the_file_goes_back() {
         let mut bench = Bench::start(TEXT);
-        let text = TEXT.replace("http: ['127.0.0.1:0']", "http: ['127.0.0.1:8001']") + "workers: 3\n";
+        let text = TEXT.to_owned() + "workers: 3\nlimits: {max_connections: 7}\n";
 
         assert_eq!(bench.reload(&text), Outcome::Applied);
-        assert_eq!(bench.status.configuration().restart_needed, ["workers", "listen.http"]);
+        assert_eq!(bench.status.configuration().restart_needed, ["workers", "limits.max_connections"]);
         assert!(bench.telemetry.process.render().contains("config_restart_needed 1"));
 
         assert_eq!(bench.reload(TEXT), Outcome::Applied);
@@ -533,6 +659,36 @@ mod tests {
             Arc::ptr_eq(&before.new.pool, &after.new.pool) && is_same_breaker
         };
         assert!(same("a") && !same("b"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clusters_are_checked_while_what_is_served_wants_it() {
+        let checked = TEXT.replace("    mode:", "    health_check: {enabled: true, interval: 1s}\n    mode:");
+        let mut bench = Bench::start(TEXT);
+        let running = async |bench: &mut Bench, wanted: usize| {
+            while bench.reloader.probers.count() != wanted {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let prober = |bench: &Bench| bench.live.snapshot().probers()[0].clone();
+        assert_eq!(bench.reloader.probers.count(), 0);
+
+        bench.reload(&checked);
+        assert_eq!(bench.reloader.probers.count(), 2, "old and new of one service");
+        let before = prober(&bench);
+
+        bench.reload(&checked.replace("percentage: 20", "percentage: 30"));
+        assert_eq!(bench.reloader.probers.count(), 2);
+        assert!(Arc::ptr_eq(&before, &prober(&bench)), "another service is no reason for another prober");
+        drop(before);
+
+        bench.reload(&checked.replace("interval: 1s", "interval: 2s"));
+        running(&mut bench, 2).await;
+
+        let held = bench.live.snapshot().service("b").unwrap().clone();
+        bench.reload(TEXT);
+        running(&mut bench, 0).await;
+        drop(held);
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use std::time::Instant;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::keeper::Keeper;
 use super::status::{Configuration, Status};
 use crate::config::{Mode, Protocol};
 use crate::readiness::Readiness;
@@ -15,11 +16,11 @@ use crate::routing::client_address::Suspicion;
 use crate::routing::live::Live;
 use crate::routing::service::Service;
 use crate::routing::snapshot::Snapshot;
-use crate::telemetry::labels::BreakerState;
+use crate::telemetry::labels::{BreakerState, CertificateSide};
 use crate::telemetry::text::rfc3339_time;
 use crate::telemetry::window::Windows;
 use crate::telemetry::{ServiceGauges, ServiceMeters};
-use crate::upstream::breaker;
+use crate::upstream::{Upstream, breaker, health};
 
 /// Certificates that end sooner than this are worth a word.
 const SOON: i64 = 14 * DAY;
@@ -84,7 +85,8 @@ pub struct ServiceReport {
     pub safe_mode: bool,
     /// The share of new.
     pub percentage: PercentageReport,
-    /// Exchanges under way on new.
+    /// Long-lived exchanges open on new: upgraded connections, and responses that have streamed for more than a minute. It
+    /// is what stays there when the share goes back, and what `--close-streams` ends.
     pub open_on_new: u64,
     /// The breaker of new.
     pub breaker: BreakerReport,
@@ -149,6 +151,8 @@ pub struct Reporter<'a> {
     pub readiness: &'a Readiness,
     /// Peers that forward without being trusted.
     pub suspicion: &'a Suspicion,
+    /// What operators changed.
+    pub keeper: &'a Keeper,
 }
 
 impl Reporter<'_> {
@@ -184,7 +188,8 @@ impl Reporter<'_> {
             format!("{peer} sends X-Forwarded-* and is not believed: add \"{network}\" to listen.trusted_proxies")
         });
         let ends = ending(configuration, moment.time);
-        rejected.chain(safe_mode).chain(services).chain(ends).chain(forwarders).collect()
+        let troubles = self.status.troubles();
+        rejected.chain(troubles).chain(safe_mode).chain(services).chain(ends).chain(forwarders).collect()
     }
 
     fn untrusted_forwarders(&self, snapshot: &Snapshot) -> impl Iterator<Item = IpAddr> {
@@ -193,7 +198,6 @@ impl Reporter<'_> {
 
     fn service(&self, service: &Service, moment: Moment) -> ServiceReport {
         let weight = &service.lasting.weight;
-        let on_new = service.meters.connections(crate::config::Cluster::New).active();
         ServiceReport {
             name: service.name().to_owned(),
             old_host: service.config.old_host.iter().map(ToString::to_string).collect(),
@@ -208,11 +212,14 @@ impl Reporter<'_> {
             percentage: PercentageReport {
                 declared: weight.declared().as_f64(),
                 effective: weight.effective().as_f64(),
-                confirm_by: None,
+                confirm_by: self.keeper.confirm_by(service.name()).map(rfc3339_time),
             },
-            open_on_new: u64::try_from(on_new).unwrap_or_default(),
+            open_on_new: u64::try_from(service.new.long_lived.open()).unwrap_or(u64::MAX),
             breaker: BreakerReport::new(service.new.breaker.as_deref(), moment),
-            health: HealthReport { old: "unknown".to_owned(), new: "unknown".to_owned() },
+            health: HealthReport {
+                old: service.old.health_state().as_str().to_owned(),
+                new: service.new.health_state().as_str().to_owned(),
+            },
             windows: self.status.windows(service),
         }
     }
@@ -229,13 +236,22 @@ pub fn gauges(snapshot: &Snapshot) -> Vec<(Arc<ServiceMeters>, ServiceGauges)> {
             declared: weight.declared().as_f64(),
             safe_mode: service.is_in_safe_mode(),
             breaker: BreakerState::from(state),
-            health_old: None,
-            health_new: None,
+            health_old: is_up(&service.old),
+            health_new: is_up(&service.new),
             verify_off: unverified(service).next().is_some(),
         };
         (service.meters.clone(), gauges)
     };
     snapshot.services.iter().map(gauges).collect()
+}
+
+/// The result of the health check; `None` while there is none.
+fn is_up(upstream: &Upstream) -> Option<bool> {
+    match upstream.health_state() {
+        health::State::Unknown => None,
+        health::State::Up => Some(true),
+        health::State::Down => Some(false),
+    }
 }
 
 /// One moment on both clocks, so that steady times can be told as times of day.
@@ -294,7 +310,12 @@ fn degraded_service(service: &Service, moment: Moment) -> impl Iterator<Item = S
     let safe_mode = service.lasting.safe_mode.is_on().then(|| format!("{name}: safe mode is on"));
     let unverified =
         unverified(service).map(move |side| format!("{name}: {side}.verify is off, its certificates are not checked"));
-    breaker.into_iter().chain(safe_mode).chain(unverified)
+    let down = [("old", &service.old), ("new", &service.new)].into_iter().filter_map(move |(side, upstream)| {
+        let health = upstream.health.as_ref().filter(|health| health.state() == health::State::Down)?;
+        let error = health.last_error().unwrap_or_default();
+        Some(format!("{name}: {side} is down: {error}"))
+    });
+    breaker.into_iter().chain(down).chain(safe_mode).chain(unverified)
 }
 
 /// The clusters whose certificates nobody checks.
@@ -307,13 +328,13 @@ fn unverified(service: &Service) -> impl Iterator<Item = &'static str> + use<> {
     is_unverified.into_iter().flatten()
 }
 
-/// Certificates that end soon, each file once.
+/// Certificates that end soon, each file once. A root is believed whatever it says of its own end.
 fn ending(configuration: &Configuration, now: Timestamp) -> impl Iterator<Item = String> {
     let now = now.as_second();
     let mut ending: Vec<_> = configuration
         .certificates
         .iter()
-        .filter(|certificate| certificate.not_after - now < SOON)
+        .filter(|certificate| certificate.side != CertificateSide::Authority && certificate.not_after - now < SOON)
         .map(|certificate| (&certificate.file, certificate.not_after))
         .collect();
     ending.sort_unstable();
@@ -342,8 +363,8 @@ mod tests {
     use crate::upstream::breaker::Verdict;
 
     fn reporter(bench: &Bench) -> Reporter<'_> {
-        let Bench { live, status, readiness, suspicion, .. } = bench;
-        Reporter { live, status, readiness, suspicion }
+        let Bench { live, status, readiness, suspicion, keeper, .. } = bench;
+        Reporter { live, status, readiness, suspicion, keeper }
     }
 
     #[tokio::test]
@@ -411,7 +432,6 @@ mod tests {
 
     #[tokio::test]
     async fn certificates_are_named_before_and_after_their_end() {
-        use crate::telemetry::labels::CertificateSide;
         use crate::telemetry::process::CertificateExpiry;
         let bench = Bench::start(TEXT);
         let now = Timestamp::now().as_second();

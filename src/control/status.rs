@@ -1,7 +1,7 @@
 //! What is known about the running configuration and the recent past. Whoever changes something tells it here, and
 //! reports read it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,20 @@ pub struct Status {
     started: Instant,
     configuration: Mutex<Configuration>,
     windows: Mutex<HashMap<String, Window>>,
+    troubles: Mutex<BTreeMap<Trouble, String>>,
+}
+
+/// What is wrong with the process itself, until it is not any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// The file was wrong at the start, and the last good one serves.
+    LastGoodServes,
+    /// The newest accepted file could not be kept.
+    LastGoodUnstored,
+    /// The stored state could not be read.
+    StateLost,
+    /// The state could not be stored.
+    StateUnstored,
 }
 
 /// The configuration that is served, and what became of the file since.
@@ -68,6 +82,7 @@ impl Status {
             started: Instant::now(),
             configuration: Mutex::new(configuration),
             windows: Mutex::default(),
+            troubles: Mutex::default(),
         })
     }
 
@@ -84,6 +99,20 @@ impl Status {
     /// Changes what is known about the configuration.
     pub fn update<T>(&self, change: impl FnOnce(&mut Configuration) -> T) -> T {
         change(&mut self.lock())
+    }
+
+    /// Notes that something is wrong, or is not any more; tells whether that is news.
+    pub fn set_trouble(&self, trouble: Trouble, text: Option<String>) -> bool {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match text {
+            Some(text) => troubles.insert(trouble, text.clone()).as_ref() != Some(&text),
+            None => troubles.remove(&trouble).is_some(),
+        }
+    }
+
+    /// Everything that is wrong with the process itself, one line each.
+    pub fn troubles(&self) -> Vec<String> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// The recent past of a service.

@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::candidate;
+use super::keeper::Keeper;
+use super::listeners::{self, Listeners};
+use super::opening::{self, Opening};
 use super::reload::{Outcome, Parts, Reloader};
+use super::state_file::StateFile;
 use super::status::Status;
 use super::watch::Watch;
 use crate::config::{ConfigError, Environment};
@@ -17,12 +20,14 @@ use crate::routing::live::Live;
 use crate::routing::snapshot::Means;
 use crate::telemetry::{Telemetry, logs};
 use crate::tls::certificates::Certificates;
+use crate::upstream::dns::Sources;
 use crate::upstream::resolve::Resolver;
 
 /// Two services. `DIR` stands for the directory.
 pub(crate) const TEXT: &str = "
 listen: {http: ['127.0.0.1:0'], admin: '127.0.0.1:0'}
 log: {access: off, audit_path: DIR/audit.log}
+reload: {state_dir: DIR/state}
 services:
   - name: a
     old_host: a.old.example
@@ -45,6 +50,7 @@ pub(crate) struct Bench {
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) readiness: Readiness,
     pub(crate) suspicion: Arc<Suspicion>,
+    pub(crate) keeper: Arc<Keeper>,
     pub(crate) reloader: Reloader,
     pub(crate) watch: Watch,
     pub(crate) directory: TempDir,
@@ -61,23 +67,38 @@ impl Bench {
         let path = directory.path().join("migration.yaml");
         write(directory.path(), text);
         let environment = Environment::new();
-        let (first, watch) = candidate::open(&path, &environment)?;
-        let resolver = Resolver::new(first.config().dns, tokio::runtime::Handle::current());
+        let resolver =
+            Resolver::new(crate::config::Dns::default(), Sources::default(), tokio::runtime::Handle::current());
         let means = Means { environment: &environment, resolver: &resolver, workers: 1 };
-        let compiled = first.compile(None, &means)?;
+        let Opening { first, compiled, watch, broken, before, last_good, .. } =
+            opening::open(&path, &environment, |candidate| candidate.compile(None, &means))?;
         let log = &first.config().log;
         let telemetry = Arc::new(Telemetry::new(log, 1).map_err(|error| first.unwritable(&error))?);
         let status = Status::new(&environment, &first, None);
+        let live = Live::new(compiled.snapshot);
+        let keeper = Keeper::open(
+            StateFile::in_directory(&first.config().reload.state_dir),
+            first.config(),
+            before.as_ref().map(|before| before.config()),
+            live.clone(),
+            telemetry.clone(),
+            status.clone(),
+        );
+        let sockets = listeners::bind(&first.config().listen).unwrap();
+        let listeners = Listeners::start(sockets, Box::new(|_, _, _| Ok(()))).unwrap();
         let parts = Parts {
             path,
             environment,
             workers: 1,
-            live: Live::new(compiled.snapshot),
+            live,
+            listeners: Arc::new(listeners),
             certificates: Certificates::new(compiled.certificates),
             resolver,
             telemetry,
             logs: logs::init(log.level, log.format),
             status,
+            keeper: keeper.clone(),
+            last_good,
         };
         Ok(Self {
             live: parts.live.clone(),
@@ -86,7 +107,8 @@ impl Bench {
             certificates: parts.certificates.clone(),
             readiness: Readiness::default(),
             suspicion: Arc::default(),
-            reloader: Reloader::new(parts, first),
+            keeper,
+            reloader: Reloader::new(parts, first, broken.as_ref()),
             watch,
             directory,
         })

@@ -205,7 +205,8 @@ impl Draft<'_> {
                 lease.saw_fields(response.headers().len());
                 Ok((response, lease))
             }
-            Err(error) if error.error.is_parse_too_large() && lease.saw_large_head() => {
+            // Perhaps it was only many fields; a request that may be sent once more finds out.
+            Err(error) if error.error.is_parse_too_large() && lease.saw_large_head() && self.repeatable => {
                 Err((address, Failure::Raced(error.error)))
             }
             Err(error) => {

@@ -198,11 +198,12 @@ impl Recorder<'_> {
     }
 
     fn method_outcome(&self, in_scope: bool) -> String {
-        match (self.rules.methods.is_empty(), in_scope) {
+        let methods = self.rules.methods();
+        match (methods.is_empty(), in_scope) {
             (true, _) => "all methods may go to new".to_owned(),
             (false, true) => "in scope".to_owned(),
             (false, false) => {
-                let methods: Vec<&str> = self.rules.methods.iter().map(http::Method::as_str).collect();
+                let methods: Vec<&str> = methods.iter().map(http::Method::as_str).collect();
                 format!("out of scope: only {} may go to new by share, old answers", methods.join(", "))
             }
         }

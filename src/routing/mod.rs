@@ -7,6 +7,7 @@ pub mod explain;
 pub mod header_plan;
 pub mod live;
 pub mod networks;
+pub mod overrides;
 pub mod rules;
 pub mod safe_mode;
 pub mod service;

@@ -3,7 +3,9 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue, Method};
 
 use super::bucket::Bucket;
@@ -71,10 +73,11 @@ pub struct Match {
 }
 
 /// The rules of one service.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Rules {
     pub(super) paths: Vec<PathRule>,
-    pub(super) methods: Vec<Method>,
+    /// Those in force; an operator's change sets others than the file's.
+    methods: ArcSwap<Vec<Method>>,
     pub(super) header_rules: Vec<HeaderRule>,
     pub(super) cookie_rules: Vec<CookieRule>,
     pub(super) networks: Networks,
@@ -95,7 +98,7 @@ impl Rules {
     pub fn new(paths: &[PathRule], migration: &Migration, canary: &Canary) -> Self {
         Self {
             paths: paths.to_vec(),
-            methods: migration.methods.clone(),
+            methods: ArcSwap::from_pointee(migration.methods.clone()),
             header_rules: canary.header_rules.clone(),
             cookie_rules: canary.cookie_rules.clone(),
             networks: Networks::new(canary.ip_rules.iter().map(|rule| rule.network)),
@@ -147,7 +150,21 @@ impl Rules {
 
     /// Whether the method may go to new by share.
     pub fn covers_method(&self, method: &Method) -> bool {
-        self.methods.is_empty() || self.methods.contains(method)
+        let methods = self.methods.load();
+        methods.is_empty() || methods.contains(method)
+    }
+
+    /// The methods that may go to new by share; none: all.
+    pub fn methods(&self) -> Arc<Vec<Method>> {
+        self.methods.load_full()
+    }
+
+    /// Other methods from now on; gives those before, if they were others.
+    pub fn set_methods(&self, methods: &[Method]) -> Option<Arc<Vec<Method>>> {
+        if self.methods.load().as_slice() == methods {
+            return None;
+        }
+        Some(self.methods.swap(Arc::new(methods.to_vec())))
     }
 
     /// Whether the client may choose a cluster by header or cookie.

@@ -109,16 +109,7 @@ impl Service {
             Cluster::Old => &self.config.old,
             Cluster::New => &self.config.new,
         };
-        let http2 = match options.protocol {
-            config::Protocol::H2c => true,
-            config::Protocol::Http => false,
-            config::Protocol::Https => match options.http_version {
-                HttpVersion::Http2 => true,
-                HttpVersion::Http1 => false,
-                HttpVersion::Auto => is_grpc,
-            },
-        };
-        if http2 { Wanted::Http2 } else { Wanted::Http1 }
+        wanted(options, is_grpc)
     }
 
     /// A failed try on new may be replayed on old.
@@ -135,4 +126,18 @@ impl Service {
     pub fn redirects(&self) -> bool {
         self.config.mode == Mode::Redirect
     }
+}
+
+/// The HTTP version that a request asks of connections with these options.
+pub fn wanted(options: &config::ClusterOptions, is_grpc: bool) -> Wanted {
+    let http2 = match options.protocol {
+        config::Protocol::H2c => true,
+        config::Protocol::Http => false,
+        config::Protocol::Https => match options.http_version {
+            HttpVersion::Http2 => true,
+            HttpVersion::Http1 => false,
+            HttpVersion::Auto => is_grpc,
+        },
+    };
+    if http2 { Wanted::Http2 } else { Wanted::Http1 }
 }

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use http::Method;
 use rustls::pki_types::ServerName;
 
 use super::client_address::Trust;
 use super::header_plan::HeaderPlan;
+use super::overrides::Overrides;
 use super::rules::Rules;
 use super::safe_mode::{Cause, SafeMode};
-use super::service::{Edge, Lasting, Service};
+use super::service::{Edge, Lasting, Service, wanted};
 use super::table::Table;
 use super::weight::Weight;
 use crate::config::{self, Authority, Cluster, ClusterOptions, Config, Environment, Percent, Protocol};
@@ -23,6 +25,7 @@ use crate::upstream::Upstream;
 use crate::upstream::breaker::Breaker;
 use crate::upstream::budget::Budget;
 use crate::upstream::connect::Target;
+use crate::upstream::health::{Check, Health, Prober};
 use crate::upstream::pool::{Bounds, Pool};
 use crate::upstream::resolve::Resolver;
 
@@ -39,6 +42,7 @@ pub struct Snapshot {
     /// Safe mode of everything.
     pub safe_mode: Arc<SafeMode>,
     identities: Vec<Arc<Identity>>,
+    probers: Vec<Arc<Prober>>,
 }
 
 /// What compiling needs besides the configuration.
@@ -69,8 +73,8 @@ pub struct Change {
     pub what: Changed,
 }
 
-/// A share or a switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A share, a switch or methods.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
     /// The share of new.
     Share {
@@ -81,8 +85,15 @@ pub enum Changed {
     },
     /// `migration.enabled`, as it is from now on.
     Enabled(bool),
-    /// Safe mode, as it is from now on.
+    /// Safe mode of one cause, as it is from now on.
     SafeMode(bool),
+    /// The methods that move by share; none: all.
+    Methods {
+        /// Before.
+        from: Arc<Vec<Method>>,
+        /// From now on.
+        to: Vec<Method>,
+    },
 }
 
 impl Snapshot {
@@ -109,6 +120,8 @@ impl Snapshot {
             safe_mode: &safe_mode,
             identities: Identities::new(means.environment, earlier.iter().cloned()),
             used: Vec::new(),
+            earlier_probers: previous.map_or(&[], |previous| &previous.probers),
+            probers: Vec::new(),
             problems: Vec::new(),
         };
         let mut services = Vec::with_capacity(config.services.len());
@@ -116,7 +129,7 @@ impl Snapshot {
             let earlier = before.get(service.name.as_str()).map(|service| &***service);
             services.extend(compiler.service(index, service, earlier).map(Arc::new));
         }
-        let Compiler { used, problems, .. } = compiler;
+        let Compiler { used, probers, problems, .. } = compiler;
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -126,27 +139,39 @@ impl Snapshot {
                 table.insert(host, service.clone());
             }
         }
-        Ok(Self { config, services, table, edge, safe_mode, identities: used })
+        Ok(Self { config, services, table, edge, safe_mode, identities: used, probers })
     }
 
-    /// Brings shares and switches to what this configuration declares; called once, when it is about to be served.
-    pub fn take_over(&self) -> Vec<Change> {
+    /// Brings shares and switches to what this configuration declares and `overrides` change; called when either of them
+    /// is another one. Tells what is in force otherwise than before.
+    pub fn take_over(&self, overrides: &Overrides) -> Vec<Change> {
         let mut changes = Vec::new();
-        if self.safe_mode.set(Cause::File, self.config.safe_mode) {
-            changes.push(Change { service: None, what: Changed::SafeMode(self.config.safe_mode) });
+        for (cause, on) in [(Cause::File, self.config.safe_mode), (Cause::Command, overrides.safe_mode)] {
+            if self.safe_mode.set(cause, on) {
+                changes.push(Change { service: None, what: Changed::SafeMode(on) });
+            }
         }
         for service in &self.services {
             let config::Service { migration, safe_mode, .. } = &service.config;
+            let overrides = overrides.of(service.name());
             let lasting = &service.lasting;
             let mut changed = |what| changes.push(Change { service: Some(service.name().to_owned()), what });
-            if lasting.safe_mode.set(Cause::File, *safe_mode) {
-                changed(Changed::SafeMode(*safe_mode));
+            for (cause, on) in [(Cause::File, *safe_mode), (Cause::Command, overrides.safe_mode)] {
+                if lasting.safe_mode.set(cause, on) {
+                    changed(Changed::SafeMode(on));
+                }
             }
-            if lasting.enabled.swap(migration.enabled, Ordering::Relaxed) != migration.enabled {
-                changed(Changed::Enabled(migration.enabled));
+            let enabled = overrides.enabled.unwrap_or(migration.enabled);
+            if lasting.enabled.swap(enabled, Ordering::Relaxed) != enabled {
+                changed(Changed::Enabled(enabled));
             }
-            if let Some(share) = lasting.weight.set(migration.percentage, migration.percentage) {
+            let share = overrides.percentage.unwrap_or(migration.percentage);
+            if let Some(share) = lasting.weight.set(migration.percentage, share) {
                 changed(Changed::Share { from: share.from, to: share.to });
+            }
+            let methods = overrides.methods.as_ref().unwrap_or(&migration.methods);
+            if let Some(from) = service.rules.set_methods(methods) {
+                changed(Changed::Methods { from, to: methods.clone() });
             }
         }
         changes
@@ -161,6 +186,11 @@ impl Snapshot {
     pub fn identities(&self) -> &[Arc<Identity>] {
         &self.identities
     }
+
+    /// Whoever checks the health of clusters.
+    pub fn probers(&self) -> &[Arc<Prober>] {
+        &self.probers
+    }
 }
 
 struct Compiler<'a> {
@@ -170,6 +200,8 @@ struct Compiler<'a> {
     safe_mode: &'a Arc<SafeMode>,
     identities: Identities<'a>,
     used: Vec<Arc<Identity>>,
+    earlier_probers: &'a [Arc<Prober>],
+    probers: Vec<Arc<Prober>>,
     problems: Vec<Unusable>,
 }
 
@@ -190,11 +222,14 @@ impl Compiler<'_> {
         let breaker = breaker(service, earlier);
         let lasting = earlier.map_or_else(|| Arc::new(lasting(service)), |earlier| earlier.lasting.clone());
         let (before_old, before_new) = (earlier.map(|service| &service.old), earlier.map(|service| &service.new));
+        let health_old = self.health(service, Cluster::Old, &old, before_old);
+        let health_new = self.health(service, Cluster::New, &new, before_new);
         Some(Service {
             rules: Rules::compile(service),
             headers: HeaderPlan::compile(service),
-            old: Upstream::new(old, None, service.old.max_waiting, meters.clone(), before_old),
-            new: Upstream::new(new, breaker, service.new.max_waiting, meters.clone(), before_new),
+            old: Upstream::new(old, None, service.old.max_waiting, meters.clone(), before_old).with_health(health_old),
+            new: Upstream::new(new, breaker, service.new.max_waiting, meters.clone(), before_new)
+                .with_health(health_new),
             meters,
             edge: self.edge.clone(),
             lasting,
@@ -228,6 +263,33 @@ impl Compiler<'_> {
         Some(Pool::new(target, bounds, *workers, (*resolver).clone(), meters.clone()))
     }
 
+    /// The health of a cluster, and whoever finds it out. Only another connection or another check needs another prober,
+    /// and what is known of the same backend stays known.
+    fn health(
+        &mut self,
+        service: &config::Service,
+        cluster: Cluster,
+        pool: &Arc<Pool>,
+        earlier: Option<&Upstream>,
+    ) -> Option<Arc<Health>> {
+        let options = match cluster {
+            Cluster::Old => &service.old,
+            Cluster::New => &service.new,
+        };
+        let check = Check::new(service, cluster, wanted(options, false))?;
+        let prober = match self.earlier_probers.iter().find(|prober| prober.serves(&check, pool)) {
+            Some(prober) => prober.clone(),
+            None => {
+                let same = |earlier: &&Upstream| earlier.pool.target().authorities().eq(pool.target().authorities());
+                let known = earlier.filter(same).and_then(|earlier| earlier.health.as_deref());
+                Prober::new(check, pool.clone(), known)
+            }
+        };
+        let health = prober.health().clone();
+        self.probers.push(prober);
+        Some(health)
+    }
+
     fn target(
         &mut self,
         index: usize,
@@ -250,7 +312,7 @@ impl Compiler<'_> {
             Cluster::New => std::slice::from_ref(&service.new_backend),
         };
         let timeout = service.timeouts.connect;
-        Some(Target::new(cluster, backends, options.protocol, server_name, identity, timeout))
+        Some(Target::new(cluster, backends, options.protocol, server_name, identity, timeout, self.means.resolver))
     }
 
     fn identity(&mut self, index: usize, cluster: Cluster, options: &ClusterOptions) -> Option<Arc<Identity>> {

@@ -43,8 +43,18 @@ pub enum Kind {
     Percentage,
     /// `migration.enabled`.
     Enabled,
+    /// `migration.methods`.
+    Methods,
     /// Safe mode, of a service or of all.
     SafeMode,
+    /// No increases, of a service or of all.
+    Freeze,
+    /// A share that would have gone back stays.
+    Confirm,
+    /// A share went back because nobody confirmed it.
+    Expired,
+    /// The file took the place of an operator's change.
+    Cleared,
     /// The configuration.
     Config,
     /// Nothing: the change was refused.
@@ -57,7 +67,12 @@ impl Kind {
         match self {
             Self::Percentage => "percentage",
             Self::Enabled => "enabled",
+            Self::Methods => "methods",
             Self::SafeMode => "safe_mode",
+            Self::Freeze => "freeze",
+            Self::Confirm => "confirm",
+            Self::Expired => "expired",
+            Self::Cleared => "cleared",
             Self::Config => "config",
             Self::Refused => "refused",
         }

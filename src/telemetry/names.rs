@@ -76,6 +76,7 @@ families! {
     CONFIG_LAST_RELOAD_SUCCESS: Gauge "migration_proxy_config_last_reload_success_timestamp_seconds" "When a configuration file was last accepted.";
     CONFIG_RESTART_NEEDED: Gauge "migration_proxy_config_restart_needed" "1 while a changed key waits for a restart.";
     ACCESS_LOG_DROPPED: Counter "migration_proxy_access_log_dropped_total" "Access lines lost because their destination was too slow or full.";
+    STATE_FAILURES: Counter "migration_proxy_state_failures_total" "Times that the state or the last good file could not be read or stored.";
     TASK_PANICS: Counter "migration_proxy_task_panics_total" "Tasks that ended by a panic, which is always a bug.";
     BUILD_INFO: Gauge "migration_proxy_build_info" "1, with the version as a label.";
     TLS_CERTIFICATE_EXPIRY: Gauge "migration_proxy_tls_certificate_expiry_timestamp_seconds" "When a certificate in use ends.";

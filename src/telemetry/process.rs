@@ -47,6 +47,7 @@ pub struct ProcessMeters {
     last_reload_success: Gauge,
     restart_needed: Gauge,
     access_log_dropped: Counter,
+    state_failures: Counter,
     task_panics: Counter,
     certificates: Mutex<Vec<CertificateExpiry>>,
 }
@@ -75,6 +76,7 @@ impl ProcessMeters {
             last_reload_success: gauge(&recorder, &names::CONFIG_LAST_RELOAD_SUCCESS, &[]),
             restart_needed: gauge(&recorder, &names::CONFIG_RESTART_NEEDED, &[]),
             access_log_dropped: counter(&recorder, &names::ACCESS_LOG_DROPPED, &[]),
+            state_failures: counter(&recorder, &names::STATE_FAILURES, &[]),
             task_panics: counter(&recorder, &names::TASK_PANICS, &[]),
             certificates: Mutex::new(Vec::new()),
         }
@@ -128,6 +130,11 @@ impl ProcessMeters {
     /// Whether a changed key waits for a restart.
     pub fn restart_needed(&self, needed: bool) {
         self.restart_needed.set(if needed { 1.0 } else { 0.0 });
+    }
+
+    /// The state or the last good file could not be read or stored.
+    pub fn state_failed(&self) {
+        self.state_failures.increment(1);
     }
 
     /// A task ended by a panic.

@@ -1,10 +1,16 @@
-//! One cluster's backend of one service: where it is, its pooled connections, its breaker, and how much waits for it.
+//! One cluster's backend of one service: where it is, its pooled connections, its breaker, its health, and how
+//! much waits for it.
 
 pub mod body;
 pub mod breaker;
 pub mod budget;
 pub mod connect;
+pub mod dns;
+pub mod endpoints;
+pub mod health;
+pub mod long_lived;
 pub mod pool;
+pub mod probe;
 pub mod ratio;
 pub mod resolve;
 
@@ -13,6 +19,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use breaker::{Admitted, Availability, Breaker, Permit, State, Transition, Verdict};
+use health::Health;
+use long_lived::LongLived;
 use pool::Pool;
 
 use crate::telemetry::labels::BreakerState;
@@ -24,13 +32,17 @@ pub struct Upstream {
     pub pool: Arc<Pool>,
     /// Its circuit breaker; old has none.
     pub breaker: Option<Arc<Breaker>>,
+    /// What probes say of it, when there are any.
+    pub health: Option<Arc<Health>>,
+    /// Its exchanges that last.
+    pub long_lived: Arc<LongLived>,
     waiting: Arc<AtomicUsize>,
     max_waiting: Option<usize>,
     meters: Arc<ServiceMeters>,
 }
 
 impl Upstream {
-    /// An upstream on these parts; `previous` hands over how much waits.
+    /// An upstream on these parts; `previous` hands over how much waits and what lasts, also when the target is another.
     pub fn new(
         pool: Arc<Pool>,
         breaker: Option<Arc<Breaker>>,
@@ -39,12 +51,28 @@ impl Upstream {
         previous: Option<&Self>,
     ) -> Self {
         let waiting = previous.map_or_else(Arc::default, |previous| previous.waiting.clone());
-        Self { pool, breaker, waiting, max_waiting, meters }
+        let long_lived = previous.map_or_else(Arc::default, |previous| previous.long_lived.clone());
+        Self { pool, breaker, health: None, long_lived, waiting, max_waiting, meters }
+    }
+
+    /// The same with a health check.
+    pub fn with_health(self, health: Option<Arc<Health>>) -> Self {
+        Self { health, ..self }
     }
 
     /// Whether the cluster would be asked; changes nothing.
     pub fn availability(&self, now: Instant) -> Availability {
-        self.breaker.as_ref().map_or(Availability::Available, |breaker| breaker.availability(now))
+        // Without a breaker, which old never has, a failing check is only reported.
+        let Some(breaker) = &self.breaker else { return Availability::Available };
+        match self.health_state() {
+            health::State::Down => Availability::Unhealthy,
+            health::State::Unknown | health::State::Up => breaker.availability(now),
+        }
+    }
+
+    /// What the health check says; unknown without one.
+    pub fn health_state(&self) -> health::State {
+        self.health.as_ref().map_or(health::State::Unknown, |health| health.state())
     }
 
     /// Leave to send one request; `None` while the breaker is open.

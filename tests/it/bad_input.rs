@@ -68,15 +68,15 @@ fn each_mistake_is_named_with_its_place_and_a_way_out() {
         ("    migration:", "    shadow: {percentage: 5}\n    migration:", "6:", &["not available in this version"]),
         (
             "    migration:",
-            "    health_check: {enabled: true}\n    migration:",
-            "6:29",
-            &["services[0].health_check.enabled", "not available in this version", "leave the key out"],
+            "    headers: {rewrite_origin: true}\n    migration:",
+            "6:31",
+            &["services[0].headers.rewrite_origin", "not available in this version", "leave the key out"],
         ),
         (
             "services:",
             "admin: {token_file: /etc/tokens}\nservices:",
             "1:21",
-            &["admin.token_file", "not available in this version"],
+            &["admin.token_file", "cannot be read", "NAME:TOKEN"],
         ),
         (
             "services:",

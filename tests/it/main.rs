@@ -9,12 +9,15 @@
 #![allow(clippy::needless_pass_by_value, reason = "`impl ToString` reads better at the call")]
 #![allow(unreachable_pub, reason = "the kit's public face is for this binary")]
 
+mod addresses;
 mod bad_input;
 mod cli;
 mod docs;
+mod drain;
 mod endurance;
 mod fallback;
 mod forwarding;
+mod health;
 mod kit;
 mod layers;
 mod leaving;
@@ -24,5 +27,6 @@ mod pooling;
 mod reload;
 mod routing;
 mod secrets;
+mod state;
 mod support;
 mod tls;

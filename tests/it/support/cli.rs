@@ -261,6 +261,37 @@ impl Server {
         wait(&mut self.child, LIMIT).expect("the server ends").code()
     }
 
+    /// Ends it without warning and starts it again with the file as it is now.
+    #[track_caller]
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = serve(&self.file, &self.directory);
+        self.wait_until_ready();
+    }
+
+    /// The same, when the start is to fail; gives the exit code.
+    #[track_caller]
+    pub fn kill_and_fail(&mut self) -> Option<i32> {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = serve(&self.file, &self.directory);
+        self.exit_code()
+    }
+
+    /// A verb with these arguments against this server.
+    #[track_caller]
+    pub fn command(&self, arguments: &[&str]) -> Finished {
+        let mut command = program();
+        command.args(arguments).args(["--admin", &self.admin_url()]);
+        finish(command)
+    }
+
+    /// A file of `state_dir`.
+    pub fn state_file(&self, name: &str) -> PathBuf {
+        self.directory.path().join("state").join(name)
+    }
+
     /// `--admin` of this server.
     pub fn admin_url(&self) -> String {
         format!("http://{}", self.addresses.admin)

@@ -1,0 +1,285 @@
+//! The writing half of `/api/v1`: shares, switches, safe mode and freeze. Each request is authorised first, then read
+//! within bounds, then handed to the [`Keeper`].
+//!
+//! [`Keeper`]: crate::control::keeper::Keeper
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::answer::{self, Body};
+use super::auth::{self, Refused};
+use super::{AdminState, query};
+use crate::config::{self, Percent};
+use crate::control::keeper::{Applied, ChangeError, Request as Wish};
+use crate::control::state::{Change, Entry, Migration, Refusal, Said, Share};
+use crate::telemetry::audit::Actor;
+
+/// A larger body is no change.
+const LARGEST_BODY: usize = 64 << 10;
+
+/// How long a body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest reason, in bytes.
+const LONGEST_REASON: usize = 500;
+
+/// Who the caller says to be.
+const CLAIMED: &str = "x-claimed-by";
+
+/// What a path changes.
+enum Action {
+    Migration(String),
+    Confirm(String),
+    SafeMode(Option<String>),
+    Freeze,
+}
+
+/// `PUT /api/v1/services/NAME/migration`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MigrationBody {
+    percentage: Option<Value>,
+    enabled: Option<bool>,
+    methods: Option<Vec<String>>,
+    reason: Option<String>,
+    #[serde(rename = "for")]
+    clock: Option<Value>,
+    close_streams: Option<Value>,
+}
+
+/// `PUT` of safe-mode and freeze.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SwitchBody {
+    on: bool,
+    reason: Option<String>,
+    service: Option<String>,
+    close_streams: Option<Value>,
+}
+
+/// `POST` of confirm.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfirmBody {
+    reason: Option<String>,
+}
+
+/// Answers a request that is no GET. Whoever may not write learns nothing else.
+pub(super) async fn answer(state: &AdminState, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let config = &state.live.snapshot().config;
+    let actor = match auth::actor(config, peer, &head.headers) {
+        Ok(actor) => actor,
+        Err((status, text)) => return refused(status, &text),
+    };
+    match perform(state, &actor, &head, body).await {
+        Ok(response) => response,
+        Err((status, text)) => answer::error(status, &text),
+    }
+}
+
+async fn perform(state: &AdminState, actor: &Actor, head: &Parts, body: Incoming) -> Result<Response<Body>, Refused> {
+    let Some(action) = Action::of(&head.method, head.uri.path())? else {
+        return Ok(answer::error(StatusCode::NOT_FOUND, "nothing here that can be changed"));
+    };
+    auth::check_type(&head.headers, "application/json")?;
+    let body = read(body).await?;
+    let (change, reason) = action.change(&body)?;
+    check_reason(reason.as_deref())?;
+    allow_here(state, head)?;
+    let wish = Wish { actor, claimed: claimed(&head.headers), reason: reason.as_deref() };
+    match state.keeper.change(&change, wish).await {
+        Ok(applied) => Ok(report(state, &change, &applied)),
+        Err(error) => Ok(explain(&error)),
+    }
+}
+
+impl Action {
+    /// What a path changes; a path that has another method is an error.
+    fn of(method: &Method, path: &str) -> Result<Option<Self>, Refused> {
+        let Some(rest) = path.strip_prefix("/api/v1/") else { return Ok(None) };
+        let parts: Vec<&str> = rest.split('/').collect();
+        let name = |part: &str| {
+            query::decoded(part).ok_or_else(|| (StatusCode::UNPROCESSABLE_ENTITY, "the name is no UTF-8".to_owned()))
+        };
+        let (action, wanted) = match parts.as_slice() {
+            ["services", service, "migration"] => (Self::Migration(name(service)?), Method::PUT),
+            ["services", service, "confirm"] => (Self::Confirm(name(service)?), Method::POST),
+            ["services", service, "safe-mode"] => (Self::SafeMode(Some(name(service)?)), Method::PUT),
+            ["safe-mode"] => (Self::SafeMode(None), Method::PUT),
+            ["freeze"] => (Self::Freeze, Method::PUT),
+            _ => return Ok(None),
+        };
+        if *method == wanted {
+            return Ok(Some(action));
+        }
+        Err((StatusCode::METHOD_NOT_ALLOWED, format!("only {wanted} here")))
+    }
+
+    fn change(self, body: &[u8]) -> Result<(Change, Option<String>), Refused> {
+        Ok(match self {
+            Self::Migration(services) => {
+                let body: MigrationBody = parsed(body)?;
+                let migration = Migration {
+                    services,
+                    percentage: body.percentage.as_ref().map(share).transpose().map_err(bad_value)?,
+                    enabled: body.enabled,
+                    methods: body.methods.map(|m| methods(&m)).transpose().map_err(bad_value)?,
+                    clock: duration(body.clock.as_ref(), "for")?,
+                    close_streams: duration(body.close_streams.as_ref(), "close_streams")?,
+                };
+                if migration.percentage.is_none() && migration.enabled.is_none() && migration.methods.is_none() {
+                    return Err(bad_value("name a percentage, enabled or methods".to_owned()));
+                }
+                (Change::Migration(migration), body.reason)
+            }
+            Self::Confirm(services) => (Change::Confirm(services), parsed::<ConfirmBody>(body)?.reason),
+            Self::SafeMode(service) => {
+                let body: SwitchBody = parsed(body)?;
+                let close_streams = duration(body.close_streams.as_ref(), "close_streams")?;
+                (Change::SafeMode { services: service.or(body.service), on: body.on, close_streams }, body.reason)
+            }
+            Self::Freeze => {
+                let body: SwitchBody = parsed(body)?;
+                (Change::Freeze { services: body.service, on: body.on }, body.reason)
+            }
+        })
+    }
+}
+
+/// With a state of its own, a replica among others would disagree with them.
+fn allow_here(state: &AdminState, head: &Parts) -> Result<(), Refused> {
+    let mut wanted = query::pairs(head.uri.query().unwrap_or_default()).flatten();
+    if !state.keeps_alone || wanted.any(|(name, value)| name == "this_replica" && value == "true") {
+        return Ok(());
+    }
+    let text = "the state of this replica is a file of its own, other replicas would not follow: \
+                repeat with --this-replica for each of them, or let state.backend be kubernetes";
+    Err((StatusCode::CONFLICT, text.to_owned()))
+}
+
+async fn read(body: Incoming) -> Result<Vec<u8>, Refused> {
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, LARGEST_BODY).collect());
+    match body.await {
+        Ok(Ok(body)) => Ok(body.to_bytes().into()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err((StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 64 KiB".to_owned()))
+        }
+        Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "the body is malformed".to_owned())),
+        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "the body did not come in time".to_owned())),
+    }
+}
+
+fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
+    let value: Value =
+        serde_json::from_slice(body).map_err(|error| (StatusCode::BAD_REQUEST, format!("no JSON: {error}")))?;
+    serde_json::from_value(value).map_err(|error| bad_value(error.to_string()))
+}
+
+fn bad_value(text: String) -> Refused {
+    (StatusCode::UNPROCESSABLE_ENTITY, text)
+}
+
+/// 20, "12.5", "+10" or "-5".
+fn share(value: &Value) -> Result<Share, String> {
+    let text = match value {
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => {
+            let points = |text: &str| text.parse().map(|share: Percent| i32::from(share.basis_points()));
+            return match (text.strip_prefix('+'), text.strip_prefix('-')) {
+                (Some(more), _) => points(more).map(Share::By),
+                (_, Some(less)) => points(less).map(|points| Share::By(-points)),
+                _ => text.parse().map(Share::To),
+            };
+        }
+        _ => return Err("percentage: a number, or a text such as \"+10\"".to_owned()),
+    };
+    text.parse().map(Share::To)
+}
+
+fn methods(names: &[String]) -> Result<Vec<Method>, String> {
+    names.iter().map(|name| config::method(name)).collect()
+}
+
+fn duration(value: Option<&Value>, key: &str) -> Result<Option<Duration>, Refused> {
+    let duration = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) => config::duration(text),
+        Some(Value::Number(number)) => config::duration(&number.to_string()),
+        Some(_) => Err("a duration such as \"30m\"".to_owned()),
+    };
+    duration.map(Some).map_err(|why| bad_value(format!("{key}: {why}")))
+}
+
+fn check_reason(reason: Option<&str>) -> Result<(), Refused> {
+    match reason {
+        Some(reason) if reason.len() > LONGEST_REASON => {
+            Err(bad_value(format!("a reason has at most {LONGEST_REASON} bytes")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn claimed(headers: &HeaderMap) -> Option<&str> {
+    headers.get(CLAIMED)?.to_str().ok().filter(|claimed| !claimed.is_empty() && claimed.len() <= 100)
+}
+
+/// The services as `/status` shows them, and what changed.
+fn report(state: &AdminState, change: &Change, applied: &Applied) -> Response<Body> {
+    let report = state.reporter().report();
+    let touched = |name: &str| applied.entries.iter().any(|entry| entry.service.as_deref() == Some(name));
+    let named = match change {
+        Change::Migration(Migration { services, .. }) | Change::Confirm(services) => Some(services),
+        Change::SafeMode { services, .. } | Change::Freeze { services, .. } => services.as_ref(),
+    };
+    let one = named.and_then(|name| report.services.iter().find(|service| service.name == *name));
+    let mut answer = match one {
+        Some(service) => json!(service),
+        None => {
+            let services: Vec<_> = report.services.iter().filter(|service| touched(&service.name)).collect();
+            json!({"safe_mode": report.safe_mode, "services": services})
+        }
+    };
+    if let Value::Object(fields) = &mut answer {
+        fields.insert("changes".to_owned(), applied.entries.iter().map(entry).collect());
+        fields.insert("unstored".to_owned(), json!(applied.unstored));
+    }
+    answer::json(StatusCode::OK, &answer)
+}
+
+fn entry(entry: &Entry) -> Value {
+    let said = |said: &Option<Said>| match said {
+        None => Value::Null,
+        Some(Said::Share(share)) => json!(share),
+        Some(Said::Text(text)) => json!(text),
+    };
+    json!({"kind": entry.kind.as_str(), "service": entry.service, "from": said(&entry.from), "to": said(&entry.to)})
+}
+
+fn explain(error: &ChangeError) -> Response<Body> {
+    let text = error.to_string();
+    match error {
+        ChangeError::Refused(Refusal::Unknown(_)) => answer::error(StatusCode::NOT_FOUND, &text),
+        ChangeError::Refused(Refusal::Invalid(_)) => answer::error(StatusCode::UNPROCESSABLE_ENTITY, &text),
+        ChangeError::Refused(Refusal::Policy(_)) => {
+            answer::json(StatusCode::CONFLICT, &json!({"error": text, "policy": true}))
+        }
+        ChangeError::Unstored(_) => answer::error(StatusCode::SERVICE_UNAVAILABLE, &text),
+    }
+}
+
+fn refused(status: StatusCode, text: &str) -> Response<Body> {
+    let mut response = answer::error(status, text);
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(http::header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+    }
+    response
+}

@@ -1,0 +1,306 @@
+//! Keeps the [`State`] and puts it in force: takes changes of operators one after the other, stores each before it is
+//! reported as done, lets clocks run out, and follows the file. Traffic never waits for any of it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use super::state::{Change, Declared, Entry, Mark, Refusal, Said, State};
+use super::state_file::StateFile;
+use super::status::{Status, Trouble};
+use crate::config::Config;
+use crate::routing::live::Live;
+use crate::routing::overrides::Overrides;
+use crate::shutdown::Drain;
+use crate::telemetry::Telemetry;
+use crate::telemetry::audit::{Actor, Event, Kind, Value};
+
+/// A state that could not be stored is tried again after this time.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// The state of this process.
+pub struct Keeper {
+    file: StateFile,
+    live: Arc<Live>,
+    telemetry: Arc<Telemetry>,
+    status: Arc<Status>,
+    /// One change after the other.
+    turn: tokio::sync::Mutex<()>,
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+struct Inner {
+    state: State,
+    declared: Declared,
+    /// Streams that were told to end later than this have not been told here yet.
+    streams_told: Timestamp,
+    /// Counts states, so that whoever stored one knows whether it is still the newest.
+    version: u64,
+    stored: u64,
+}
+
+/// What a change led to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// What is different now.
+    pub entries: Vec<Entry>,
+    /// Why it does not survive a restart, when it does not.
+    pub unstored: Option<String>,
+}
+
+/// Why a change was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// Something speaks against it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It adds to the traffic on new, and could not be stored.
+    #[error("nothing was changed: {0}")]
+    Unstored(String),
+}
+
+impl Keeper {
+    /// Puts the stored state in force over what `config` declares. `before` is the configuration that was served last,
+    /// if any ever was; a state that cannot be read is set aside, and the declared values hold.
+    pub fn open(
+        file: StateFile,
+        config: &Config,
+        before: Option<&Config>,
+        live: Arc<Live>,
+        telemetry: Arc<Telemetry>,
+        status: Arc<Status>,
+    ) -> Arc<Self> {
+        let state = file.read().unwrap_or_else(|error| {
+            tracing::error!(%error, "the state is lost, the file's own values hold");
+            status.set_trouble(Trouble::StateLost, Some(error));
+            telemetry.process.state_failed();
+            None
+        });
+        let inner = Inner {
+            state: state.unwrap_or_default(),
+            declared: Declared::of(config),
+            streams_told: Timestamp::now(),
+            version: 0,
+            stored: 0,
+        };
+        let (turn, changed) = (tokio::sync::Mutex::default(), Notify::new());
+        let keeper = Arc::new(Self { file, live, telemetry, status, turn, inner: Mutex::new(inner), changed });
+        keeper.follow_from(before.map(Declared::of).as_ref(), config);
+        let overrides = keeper.overrides();
+        keeper.live.snapshot().take_over(&overrides);
+        keeper
+    }
+
+    /// What is in force otherwise than declared.
+    pub fn overrides(&self) -> Overrides {
+        self.lock().state.overrides()
+    }
+
+    /// When the share of this service goes back by itself.
+    pub fn confirm_by(&self, service: &str) -> Option<Timestamp> {
+        self.lock().state.confirm_by(service)
+    }
+
+    /// Whether increases of this service are refused.
+    pub fn is_frozen(&self, service: &str) -> bool {
+        self.lock().state.is_frozen(service)
+    }
+
+    /// Makes a change, and tells when it is in force and stored. One that takes traffic off new is made even when it
+    /// cannot be stored.
+    ///
+    /// # Errors
+    ///
+    /// It was refused or could not be stored; nothing was changed.
+    pub async fn change(&self, change: &Change, request: Request<'_>) -> Result<Applied, ChangeError> {
+        let _turn = self.turn.lock().await;
+        loop {
+            let mark = self.mark(request.actor, request.reason);
+            let (version, outcome) = {
+                let inner = self.lock();
+                (inner.version, inner.state.change(change, &inner.declared, &mark))
+            };
+            let (next, entries) = outcome.inspect_err(|refusal| self.audit_refusal(refusal, request))?;
+            let unstored = self.store(&next).await.err();
+            if let Some(error) = &unstored
+                && entries.iter().any(Entry::adds_to_new)
+            {
+                return Err(ChangeError::Unstored(error.clone()));
+            }
+            let mut inner = self.lock();
+            // The file may have changed meanwhile; then the change is made on top of that.
+            if inner.version != version {
+                continue;
+            }
+            inner.put(next, unstored.is_none());
+            drop(inner);
+            self.in_force(&entries, request);
+            return Ok(Applied { entries, unstored });
+        }
+    }
+
+    /// Another configuration is about to be served: gives what is in force on top of it.
+    pub fn follow(&self, config: &Config) -> Overrides {
+        let before = self.lock().declared.clone();
+        self.follow_from(Some(&before), config);
+        self.overrides()
+    }
+
+    fn follow_from(&self, before: Option<&Declared>, config: &Config) {
+        let mark = self.mark(&Actor::File, None);
+        let mut inner = self.lock();
+        inner.declared = Declared::of(config);
+        let Some((next, entries)) = inner.state.follow(before, &inner.declared, &mark) else { return };
+        inner.put(next, false);
+        drop(inner);
+        self.audit(&entries, Request { actor: &Actor::File, claimed: None, reason: None });
+        self.changed.notify_one();
+    }
+
+    /// Lets clocks run out and stores what is not stored yet, until the drain starts.
+    pub async fn run(self: Arc<Self>, drain: Drain) {
+        loop {
+            let pause = self.upkeep().await;
+            tokio::select! {
+                () = drain.started() => return,
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Does what is due, and tells how long nothing will be.
+    async fn upkeep(&self) -> Duration {
+        let _turn = self.turn.lock().await;
+        let now = Timestamp::now();
+        self.expire(now);
+        let (version, unstored) = {
+            let inner = self.lock();
+            (inner.version, (inner.version != inner.stored).then(|| inner.state.clone()))
+        };
+        if let Some(state) = unstored {
+            match self.store(&state).await {
+                Ok(()) => self.lock().stored = version,
+                Err(_) => return AGAIN,
+            }
+        }
+        let next = self.lock().state.next_expiry();
+        // Clocks are wall clocks, which may be set: looked at now and then.
+        let most = Duration::from_secs(30);
+        next.map_or(most, |next| Duration::try_from(next.duration_since(now)).unwrap_or_default().min(most))
+    }
+
+    fn expire(&self, now: Timestamp) {
+        let mark = self.mark(&Actor::Process, Some("not confirmed in time"));
+        let mut inner = self.lock();
+        let Some((next, entries)) = inner.state.expire(now, &mark) else { return };
+        inner.put(next, false);
+        drop(inner);
+        for entry in &entries {
+            tracing::warn!(service = entry.service, "nobody confirmed the share in time, it went back");
+        }
+        self.in_force(
+            &entries,
+            Request { actor: &Actor::Process, claimed: None, reason: Some("not confirmed in time") },
+        );
+    }
+
+    async fn store(&self, state: &State) -> Result<(), String> {
+        let (file, state) = (self.file.clone(), state.clone());
+        let written = tokio::task::spawn_blocking(move || file.write(&state)).await;
+        let result = written.unwrap_or_else(|error| Err(error.to_string()));
+        if let Err(error) = &result {
+            self.telemetry.process.state_failed();
+            if self.status.set_trouble(Trouble::StateUnstored, Some(error.clone())) {
+                tracing::error!(%error, "the state cannot be stored, changes do not survive a restart");
+            }
+        } else {
+            self.status.set_trouble(Trouble::StateUnstored, None);
+        }
+        result
+    }
+
+    fn in_force(&self, entries: &[Entry], request: Request<'_>) {
+        self.live.snapshot().take_over(&self.overrides());
+        self.close_streams();
+        self.audit(entries, request);
+        self.changed.notify_one();
+    }
+
+    /// Sends home what lasts on new where somebody asked for it since the last time.
+    fn close_streams(&self) {
+        let snapshot = self.live.snapshot();
+        let mut inner = self.lock();
+        let mut newest = inner.streams_told;
+        for (name, at, over) in inner.state.streams().filter(|(_, at, _)| *at > inner.streams_told) {
+            newest = newest.max(at);
+            if let Some(service) = snapshot.service(name) {
+                service.new.long_lived.close(over);
+            }
+        }
+        inner.streams_told = newest;
+    }
+
+    fn audit(&self, entries: &[Entry], Request { actor, claimed, reason }: Request<'_>) {
+        for Entry { kind, service, from, to } in entries {
+            let value = |said: &Option<Said>| said.clone();
+            let (from, to) = (value(from), value(to));
+            let event = Event {
+                kind: *kind,
+                service: service.as_deref(),
+                from: from.as_ref().map(Said::value),
+                to: to.as_ref().map(Said::value),
+                reason,
+            };
+            self.telemetry.audit.record(&event, actor, claimed);
+        }
+    }
+
+    fn audit_refusal(&self, refusal: &Refusal, Request { actor, claimed, reason }: Request<'_>) {
+        let refusal = refusal.to_string();
+        let event = Event { kind: Kind::Refused, service: None, from: None, to: Some(Value::Text(&refusal)), reason };
+        self.telemetry.audit.record(&event, actor, claimed);
+    }
+
+    fn mark(&self, actor: &Actor, reason: Option<&str>) -> Mark {
+        let replica = self.status.replica().to_owned();
+        Mark { at: Timestamp::now(), replica, by: actor.as_str().to_owned(), reason: reason.map(str::to_owned) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who wants a change, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Who, as we know it.
+    pub actor: &'a Actor,
+    /// Who, as the caller says.
+    pub claimed: Option<&'a str>,
+    /// Why, in the caller's words.
+    pub reason: Option<&'a str>,
+}
+
+impl Inner {
+    fn put(&mut self, state: State, is_stored: bool) {
+        self.state = state;
+        self.version += 1;
+        if is_stored {
+            self.stored = self.version;
+        }
+    }
+}
+
+impl Said {
+    fn value(&self) -> Value<'_> {
+        match self {
+            Self::Share(share) => Value::Number(share.as_f64()),
+            Self::Text(text) => Value::Text(text),
+        }
+    }
+}

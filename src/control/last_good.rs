@@ -1,0 +1,219 @@
+//! `state_dir/last-good.yaml`: the newest accepted file, which serves when a process starts with a broken one. Its first
+//! line tells where it came from and what it hashes to, so that half a copy is never taken for a whole one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use super::state_file::replace;
+use crate::config::source::{self, Text};
+
+/// Where processes keep what they need to survive, unless the file says otherwise.
+pub const DEFAULT_DIRECTORY: &str = "/var/lib/migration-proxy";
+
+/// The beginning of the first line.
+const MARK: &str = "# migration-proxy accepted this text as sha256 ";
+
+/// Files that tell where the state of a configuration file is; more are forgotten, the oldest first.
+const MOST_POINTERS: usize = 64;
+
+/// The copy in one directory.
+#[derive(Clone, Debug)]
+pub struct LastGood {
+    path: PathBuf,
+}
+
+impl LastGood {
+    /// The copy below this directory, which need not exist yet.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self { path: directory.join("last-good.yaml") }
+    }
+
+    /// The copy, as the text that was accepted; `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read or is damaged.
+    pub fn read(&self) -> Result<Option<Text>, String> {
+        let path = self.path.display();
+        match fs::symlink_metadata(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            _ => {}
+        }
+        let text = source::read(&self.path).map_err(|error| error.summary())?;
+        let Some(rest) = text.content.strip_prefix(MARK) else { return Err(format!("{path} has lost its first line")) };
+        let (head, content) = rest.split_once('\n').unwrap_or((rest, ""));
+        let text = Text::new(text.name, content);
+        match head.split(' ').next() {
+            Some(hash) if hash == text.hash() => Ok(Some(text)),
+            _ => Err(format!("{path} is damaged: its text is another one than its first line says")),
+        }
+    }
+
+    /// Keeps a text that was accepted. One that is kept already is not written again.
+    ///
+    /// # Errors
+    ///
+    /// One line with the place; what was kept before is still there.
+    pub fn keep(&self, text: &Text) -> Result<(), String> {
+        let hash = text.hash();
+        let is_kept =
+            |kept: Result<Option<Text>, String>| kept.is_ok_and(|kept| kept.is_some_and(|k| k.hash() == hash));
+        if is_kept(self.read()) {
+            return Ok(());
+        }
+        let source = text.name.escape_debug();
+        let head = format!("{MARK}{hash} on {} from {source}\n", Timestamp::now().strftime("%F %T UTC"));
+        replace(&self.path, format!("{head}{}", text.content).as_bytes())
+            .map_err(|error| format!("cannot write {}: {error}", self.path.display()))
+    }
+}
+
+/// The state directory of a configuration file that cannot be decoded: as its text says, else as it said when it was
+/// last good, else the default.
+pub fn locate(file: &Path, broken: &Text) -> PathBuf {
+    locate_below(Path::new(DEFAULT_DIRECTORY), file, broken)
+}
+
+/// Remembers the state directory of a configuration file, should the file be broken one day. Needs to be known only
+/// where it is not the default, and helps only where the default directory can be written to.
+pub fn remember(file: &Path, directory: &Path) {
+    remember_below(Path::new(DEFAULT_DIRECTORY), file, directory);
+}
+
+fn locate_below(default: &Path, file: &Path, broken: &Text) -> PathBuf {
+    let remembered = || fs::read_to_string(pointer(default, file)).ok().map(PathBuf::from);
+    named_in(&broken.content)
+        .or_else(remembered)
+        .filter(|found| found.is_absolute())
+        .unwrap_or_else(|| default.to_owned())
+}
+
+fn remember_below(default: &Path, file: &Path, directory: &Path) {
+    let pointer = pointer(default, file);
+    let Some(directory) = directory.to_str().filter(|directory| Path::new(directory) != default) else {
+        let _ = fs::remove_file(pointer);
+        return;
+    };
+    if fs::read_to_string(&pointer).is_ok_and(|known| known == directory) {
+        return;
+    }
+    // Without it a broken file only has to name its state_dir, so a failure is no trouble.
+    if replace(&pointer, directory.as_bytes()).is_ok() {
+        forget_old(pointer.parent().unwrap_or(default));
+    }
+}
+
+fn pointer(default: &Path, file: &Path) -> PathBuf {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let hash = Sha256::digest(file.as_os_str().as_encoded_bytes());
+    let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    default.join("state-dirs").join(name)
+}
+
+fn forget_old(pointers: &Path) {
+    let Ok(entries) = fs::read_dir(pointers) else { return };
+    let known: BTreeSet<_> =
+        entries.flatten().filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
+    for (_, path) in known.iter().take(known.len().saturating_sub(MOST_POINTERS)) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// The value of a `state_dir` key in a text that may be no YAML at all.
+fn named_in(text: &str) -> Option<PathBuf> {
+    let line = text.lines().find_map(|line| {
+        let at = line.find("state_dir:").filter(|at| !line[..*at].contains('#'))?;
+        Some(line[at + "state_dir:".len()..].trim_start())
+    })?;
+    let value = match line.chars().next()? {
+        quote @ ('"' | '\'') => line[1..].split(quote).next()?,
+        _ => line.split([',', '}', ' ', '\t']).next()?,
+    };
+    (!value.is_empty()).then(|| PathBuf::from(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_comes_back_as_it_was_accepted() {
+        let directory = tempfile::tempdir().unwrap();
+        let last_good = LastGood::in_directory(&directory.path().join("not/yet/there"));
+        assert_eq!(last_good.read(), Ok(None));
+
+        for content in ["services: []\n", "", "\u{feff}a: b\r\nc: 1"] {
+            last_good.keep(&Text::new("/etc/x.yaml", content)).unwrap();
+            assert_eq!(last_good.read().unwrap().unwrap().content, content);
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_is_not_taken_for_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let last_good = LastGood::in_directory(directory.path());
+        last_good.keep(&Text::new("x", "services: [a, b]\n")).unwrap();
+        let path = directory.path().join("last-good.yaml");
+        let whole = fs::read_to_string(&path).unwrap();
+
+        for damaged in ["", "services: [a, b]\n", &whole[..whole.len() - 3], &whole.replace("a, b", "a, c")] {
+            fs::write(&path, damaged).unwrap();
+            assert!(last_good.read().is_err(), "{damaged:?}");
+        }
+        last_good.keep(&Text::new("x", "services: [a, b]\n")).unwrap();
+        assert!(last_good.read().unwrap().is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_the_earlier_copy() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+
+        let error = LastGood::in_directory(&file).keep(&Text::new("x", "a: b")).unwrap_err();
+
+        assert!(error.starts_with("cannot write ") && error.contains("last-good.yaml"), "{error}");
+    }
+
+    #[test]
+    fn a_broken_text_still_tells_where_its_state_is() {
+        for (text, expected) in [
+            ("reload: {state_dir: /a/b, poll: 1s}\nservices: [", Some("/a/b")),
+            ("reload:\n  state_dir: \"/a b\"\n", Some("/a b")),
+            ("  state_dir: '/a'}\n", Some("/a")),
+            ("# state_dir: /a\nstate_dir:\n", None),
+            ("services: [", None),
+        ] {
+            assert_eq!(named_in(text).as_deref(), expected.map(Path::new), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_tells_nothing_is_found_by_its_file() {
+        let default = tempfile::tempdir().unwrap();
+        let (default, broken) = (default.path(), Text::new("x", "services: ["));
+        let (file, other) = (Path::new("/etc/a.yaml"), Path::new("/etc/b.yaml"));
+        assert_eq!(locate_below(default, file, &broken), default);
+
+        remember_below(default, file, Path::new("/srv/state"));
+        assert_eq!(locate_below(default, file, &broken), Path::new("/srv/state"));
+        assert_eq!(locate_below(default, other, &broken), default);
+
+        remember_below(default, file, default);
+        assert_eq!(locate_below(default, file, &broken), default);
+    }
+
+    #[test]
+    fn pointers_are_bounded() {
+        let default = tempfile::tempdir().unwrap();
+        for number in 0..MOST_POINTERS + 9 {
+            remember_below(default.path(), Path::new(&format!("/etc/{number}.yaml")), Path::new("/srv"));
+        }
+        assert_eq!(fs::read_dir(default.path().join("state-dirs")).unwrap().count(), MOST_POINTERS);
+    }
+}

@@ -1,0 +1,90 @@
+//! `state_dir/state.yaml`: the state of one replica, replaced as a whole.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::state::State;
+use crate::config::plain;
+
+/// The first lines, for people who find the file.
+const HEAD: &str =
+    "# Written by migration-proxy: what update, rollback, safe-mode and freeze changed apart from the file.\n";
+
+/// Larger files are not ours.
+const MAX_BYTES: u64 = 8 << 20;
+
+/// Where the state is stored.
+#[derive(Clone, Debug)]
+pub struct StateFile {
+    path: PathBuf,
+}
+
+impl StateFile {
+    /// The state below this directory, which need not exist yet.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self { path: directory.join("state.yaml") }
+    }
+
+    /// What is stored; `None` when nothing is.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read or makes no sense; then it is set aside, so that it is not written over.
+    pub fn read(&self) -> Result<Option<State>, String> {
+        let path = self.path.display();
+        let text = match fs::metadata(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Ok(metadata) if metadata.len() > MAX_BYTES => Err("it is larger than 8 MiB".to_owned()),
+            _ => fs::read_to_string(&self.path).map_err(|error| error.to_string()),
+        };
+        text.and_then(|text| plain::from_text(&text)).map(Some).map_err(|error| {
+            let aside = self.path.with_extension(format!("yaml.unreadable-{}", Timestamp::now().as_second()));
+            match fs::rename(&self.path, &aside) {
+                Ok(()) => format!("{path} cannot be used ({error}); it is kept as {}", aside.display()),
+                Err(_) => format!("{path} cannot be used: {error}"),
+            }
+        })
+    }
+
+    /// Stores the state.
+    ///
+    /// # Errors
+    ///
+    /// One line with the place; what was stored before is still there.
+    pub fn write(&self, state: &State) -> Result<(), String> {
+        let text = plain::to_text(state)?;
+        replace(&self.path, format!("{HEAD}{text}").as_bytes())
+            .map_err(|error| format!("cannot write {}: {error}", self.path.display()))
+    }
+}
+
+/// Replaces a file as a whole, so that a reader, a crash or a full disk never leaves half of it.
+///
+/// # Errors
+///
+/// The directory cannot be made or written to; the old file is untouched.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(directory)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = directory.join(name);
+    let written = write_synced(&temporary, content).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // A leftover would only cost its space.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    // The new name survives a power failure too, where the file system lets a directory be synced.
+    let _ = File::open(directory).and_then(|directory| directory.sync_all());
+    Ok(())
+}
+
+fn write_synced(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}

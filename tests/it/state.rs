@@ -1,0 +1,236 @@
+//! What commands change apart from the file, what survives, and what happens when it cannot.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::PATIENCE;
+use crate::support::cli::Server;
+use crate::support::eventually;
+use crate::support::setup::{Clusters, Setup};
+
+const A: &str = "a.old.test";
+const B: &str = "b.old.test";
+
+fn two(clusters: &Clusters, a: u64, b: u64) -> Setup {
+    Setup::new([clusters.service("a").percentage(a), clusters.service("b").percentage(b)])
+}
+
+fn share(server: &Server, service: &str) -> Value {
+    server.service(service)["percentage"].clone()
+}
+
+fn audit(server: &Server) -> String {
+    server.audit_lines().join("\n")
+}
+
+fn shares(declared: f64, effective: f64) -> Value {
+    let number = |value: f64| if value.fract() == 0.0 { json!(value as i64) } else { json!(value) };
+    json!({"declared": number(declared), "effective": number(effective), "confirm_by": null})
+}
+
+#[test]
+fn commands_survive_kill_and_a_resync_but_not_another_declared_value() {
+    let clusters = Clusters::new();
+    let mut server = Server::start(&two(&clusters, 10, 0));
+
+    let told = server.command(&["update", "a", "100", "--reason", "go"]);
+    assert_eq!(told.expect(0), "a: 10 % \u{2192} 100 %      undo: migration-proxy rollback a --to 10\n");
+    assert_eq!(server.side(A, "/", &[]), "new");
+    server.command(&["update", "*", "+12.5"]).expect(0);
+    assert_eq!(share(&server, "b"), shares(0.0, 12.5));
+
+    server.kill_and_restart();
+    assert_eq!((share(&server, "a"), share(&server, "b")), (shares(10.0, 100.0), shares(0.0, 12.5)));
+    server.file.swap(&format!("{}# a comment\n", server.text(&two(&clusters, 10, 0))));
+    eventually(PATIENCE, "the file is read again", || server.generation() == 2);
+    assert_eq!(share(&server, "a"), shares(10.0, 100.0));
+
+    server.file.swap(&server.text(&two(&clusters, 25, 0)));
+    eventually(PATIENCE, "the file wins", || share(&server, "a") == shares(25.0, 25.0));
+    assert_eq!(share(&server, "b"), shares(0.0, 12.5), "the other service keeps its override");
+    server.file.swap(&server.text(&two(&clusters, 10, 0)));
+    eventually(PATIENCE, "going back revives nothing", || share(&server, "a") == shares(10.0, 10.0));
+
+    let lines = audit(&server);
+    for line in [
+        r#"AUDIT - percentage service="a" from=10 to=100 by="loopback" claimed=""#,
+        r#"AUDIT - cleared service="a" from=100 to=25 by="file""#,
+    ] {
+        assert!(lines.contains(line), "{line} in {lines}");
+    }
+    assert!(lines.contains(r#"reason="go""#), "{lines}");
+}
+
+#[test]
+fn safe_mode_by_command_survives_and_ends_by_command() {
+    let clusters = Clusters::new();
+    let mut server = Server::start(&two(&clusters, 100, 100));
+
+    server.command(&["safe-mode", "on", "a", "--reason", "drill"]).expect(0);
+    assert_eq!((server.side(A, "/", &[]), server.side(B, "/", &[])), ("old".to_owned(), "new".to_owned()));
+    server.command(&["safe-mode", "on"]).expect(0);
+    server.kill_and_restart();
+    assert_eq!((server.side(A, "/", &[]), server.side(B, "/", &[])), ("old".to_owned(), "old".to_owned()));
+    assert!(server.status()["degraded"][0].as_str().unwrap().starts_with("safe mode is on"));
+
+    server.command(&["safe-mode", "off"]).expect(0);
+    assert_eq!((server.side(A, "/", &[]), server.side(B, "/", &[])), ("old".to_owned(), "new".to_owned()));
+    server.command(&["safe-mode", "off", "a"]).expect(0);
+    assert_eq!(server.side(A, "/", &[]), "new");
+}
+
+#[test]
+fn a_share_that_nobody_confirms_goes_back_also_after_a_restart() {
+    let clusters = Clusters::new();
+    let mut server = Server::start(&two(&clusters, 10, 10));
+    server.command(&["update", "*", "60", "--for", "2s"]).expect(0);
+    server.command(&["confirm", "b"]).expect(0);
+    assert!(share(&server, "a")["confirm_by"].is_string());
+
+    server.kill_and_restart();
+
+    eventually(PATIENCE, "a goes back", || share(&server, "a") == shares(10.0, 10.0));
+    assert_eq!(share(&server, "b"), shares(10.0, 60.0));
+    eventually(PATIENCE, "it is audited", || audit(&server).contains(r#"expired service="a" from=60 to=10"#));
+}
+
+#[test]
+fn refusals_say_what_would_work_and_change_nothing() {
+    let clusters = Clusters::new();
+    let service = clusters.service("a").with("migration: {percentage: 20, max_step: 10}");
+    let server = Server::start(&Setup::new([service]));
+    let refused = |arguments: &[&str], code, part: &str| {
+        let told = server.command(arguments);
+        told.expect(code);
+        assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
+    };
+
+    refused(&["update", "aa", "5"], 1, "did you mean a?");
+    refused(&["update", "x*", "5"], 1, "no service matches");
+    refused(&["update", "a", "101"], 2, "not between 0 and 100");
+    refused(&["update", "a", "12.345"], 2, "finer than steps of 0.01");
+    refused(&["update", "a", "lots"], 2, "not a percentage");
+    refused(&["update", "a", "50"], 6, "update a 30 first");
+    refused(&["rollback", "a", "--to", "30"], 2, "migration-proxy update a 30");
+    server.command(&["freeze", "on", "--reason", "release week"]).expect(0);
+    refused(&["update", "a", "+1"], 6, "(release week): freeze off allows them again");
+    assert_eq!(share(&server, "a"), shares(20.0, 20.0));
+    server.command(&["rollback", "a"]).expect(0);
+    assert_eq!(share(&server, "a"), shares(20.0, 0.0));
+}
+
+#[test]
+fn a_broken_file_at_the_start_is_replaced_by_the_last_good_one() {
+    let clusters = Clusters::new();
+    let mut server = Server::start(&two(&clusters, 30, 0));
+    server.command(&["update", "a", "100"]).expect(0);
+    server.command(&["safe-mode", "on", "b"]).expect(0);
+
+    // Nothing in it says where the state is.
+    server.file.swap("services: [\n  - {name: x\n");
+    server.kill_and_restart();
+
+    assert_eq!((server.side(A, "/", &[]), server.side(B, "/", &[])), ("new".to_owned(), "old".to_owned()));
+    assert_eq!(share(&server, "a"), shares(30.0, 100.0));
+    let status = server.status();
+    assert!(status["config"]["last_error"].is_string() && status["ready"] == true, "{status:#}");
+    let degraded = status["degraded"].to_string();
+    assert!(degraded.contains("the last good configuration serves"), "{degraded}");
+    assert!(server.stderr().contains("the configuration is broken, the last good one serves"));
+    assert_eq!(server.metrics().sum("config_last_reload_successful", &[]), 0.0);
+
+    server.file.swap(&server.text(&two(&clusters, 30, 0)));
+    eventually(PATIENCE, "the repaired file serves", || server.status()["config"]["last_error"].is_null());
+    assert!(!server.status()["degraded"].to_string().contains("last good"));
+    assert_eq!(server.metrics().sum("config_last_reload_successful", &[]), 1.0);
+    assert_eq!(share(&server, "a"), shares(30.0, 100.0));
+}
+
+#[test]
+fn a_damaged_copy_never_serves() {
+    let clusters = Clusters::new();
+    let mut server = Server::start(&two(&clusters, 30, 0));
+    let copy = server.state_file("last-good.yaml");
+    let text = fs::read_to_string(&copy).unwrap();
+    fs::write(&copy, &text[..text.len() - 40]).unwrap();
+
+    server.file.swap("services: [");
+    assert_eq!(server.kill_and_fail(), Some(3));
+    let told = server.stderr();
+    assert!(told.contains("migration.yaml:1:"), "every problem of the file itself: {told}");
+    assert!(told.contains("the last good copy cannot serve in its place"), "{told}");
+
+    server.file.swap(&server.text(&two(&clusters, 30, 0)));
+    server.kill_and_restart();
+    assert_eq!(fs::read_to_string(&copy).unwrap().lines().count(), text.lines().count(), "the copy is whole again");
+}
+
+#[test]
+fn a_state_that_makes_no_sense_is_kept_aside_and_loud() {
+    let clusters = Clusters::new();
+    let mut server = Server::start(&two(&clusters, 30, 0));
+    server.command(&["update", "a", "100"]).expect(0);
+    fs::write(server.state_file("state.yaml"), "services: {a: {percentage: {value: 1000}}}").unwrap();
+
+    server.kill_and_restart();
+
+    assert_eq!(share(&server, "a"), shares(30.0, 30.0));
+    assert!(server.status()["degraded"].to_string().contains("it is kept as"), "{}", server.status());
+    assert_eq!(server.metrics().sum("state_failures_total", &[]), 1.0);
+    let kept = fs::read_dir(server.state_file("")).unwrap().flatten();
+    assert!(kept.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("state.yaml.unreadable-")));
+    server.command(&["update", "a", "40"]).expect(0);
+}
+
+#[test]
+fn without_a_place_for_the_state_only_less_goes_to_new() {
+    let clusters = Clusters::new();
+    let mut server = Server::start(&two(&clusters, 30, 0));
+    // Also root cannot make a directory where a file is.
+    fs::remove_dir_all(server.state_file("")).unwrap();
+    fs::write(server.state_file("").to_string_lossy().trim_end_matches('/'), "").unwrap();
+    server.kill_and_restart();
+    let degraded = server.status()["degraded"].to_string();
+    assert!(degraded.contains("last-good.yaml"), "{degraded}");
+
+    let told = server.command(&["update", "a", "50"]);
+    told.expect(1);
+    assert!(told.stderr.contains("nothing was changed: cannot write"), "{}", told.stderr);
+    assert_eq!(share(&server, "a"), shares(30.0, 30.0));
+
+    let told = server.command(&["safe-mode", "on"]);
+    told.expect(4);
+    assert!(told.stderr.contains("lost at the next restart"), "{}", told.stderr);
+    assert_eq!(server.side(A, "/", &[]), "old");
+    assert!(server.status()["degraded"].to_string().contains("state.yaml"));
+
+    // It is stored as soon as that is possible.
+    fs::remove_file(server.state_file("").to_string_lossy().trim_end_matches('/')).unwrap();
+    eventually(PATIENCE, "the state is stored", || server.state_file("state.yaml").exists());
+    server.kill_and_restart();
+    assert_eq!(server.side(A, "/", &[]), "old");
+}
+
+#[test]
+fn a_token_is_needed_where_tokens_are_configured() {
+    let clusters = Clusters::new();
+    let directory = tempfile::tempdir().unwrap();
+    let tokens = directory.path().join("tokens");
+    fs::write(&tokens, "# rotated monthly\nops-team:s3cret-token-1\n").unwrap();
+    let setup = two(&clusters, 10, 0).top(&format!("admin: {{token_file: {}}}", tokens.display()));
+    let server = Server::start(&setup);
+
+    let told = server.command(&["update", "a", "20"]);
+    told.expect(1);
+    assert!(told.stderr.contains("--token-file"), "{}", told.stderr);
+    assert_eq!(share(&server, "a"), shares(10.0, 10.0));
+    server.command(&["update", "a", "20", "--token-file", tokens.to_str().unwrap()]).expect(1);
+
+    let mine = directory.path().join("mine");
+    fs::write(&mine, "ops-team:s3cret-token-1\n").unwrap();
+    server.command(&["update", "a", "20", "--token-file", mine.to_str().unwrap()]).expect(0);
+    assert!(audit(&server).contains(r#"by="ops-team""#));
+    let everything = format!("{}{}{}", audit(&server), server.stderr(), server.stdout());
+    assert!(!everything.contains("s3cret"), "{everything}");
+}
