@@ -218,7 +218,7 @@ mod tests {
                 is_alive: Box::new(move || heart.load(Ordering::Relaxed)),
             };
             let (trigger, drain) = shutdown::channel();
-            tokio::runtime::Handle::current().spawn(serve(listener, Arc::new(state), drain));
+            tokio::runtime::Handle::current().spawn(serve(listener, Arc::new(state), drain, CancellationToken::new()));
             Self { address, readiness: bench.readiness.clone(), is_alive, trigger, bench }
         }
 
