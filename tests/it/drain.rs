@@ -89,6 +89,39 @@ fn idle_connections_end_in_order_and_hold_nobody_up() {
 }
 
 #[test]
+fn a_connection_that_becomes_idle_while_it_drains_ends_soon() {
+    let clusters = Clusters::new();
+    let gate = Gate::default();
+    clusters.new.on("/slow", Answer::side().hold_body(&gate));
+    let mut server = Server::start(&Setup::new([all_on_new(&clusters)]).drain("delay: 0s, grace: 1h"));
+    let mut client = server.client();
+    client.send(get("/slow"));
+    let head = client.head().unwrap();
+
+    server.signal("TERM");
+    eventually(PATIENCE, "it drains", || Client::try_plain(server.addresses.http, None).is_err());
+    gate.open();
+
+    assert_eq!(head.header("connection"), None, "the head was on its way before the drain");
+    client.stream_body("GET", head, |_| {}).unwrap();
+    assert_eq!(client.rest().unwrap(), b"");
+    assert_eq!(server.exit_code(), Some(0));
+}
+
+#[test]
+fn an_idle_connection_ends_also_after_a_request_that_took_longer_than_the_pauses() {
+    let clusters = Clusters::new();
+    clusters.new.on("/slow", Answer::side().drip(1, Duration::from_millis(50)));
+    let timeouts = "timeouts: {header: 200ms, keepalive: 200ms}";
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters)]).listen(timeouts));
+    let mut client = proxy.client();
+
+    assert_eq!(client.get(HOST, "/slow").side(), Some("new"));
+
+    assert_eq!(client.rest().unwrap(), b"");
+}
+
+#[test]
 fn what_is_not_finished_in_time_is_cut_and_told() {
     let clusters = Clusters::new();
     clusters
@@ -217,6 +250,27 @@ fn tunnels_are_counted_over_reloads_and_the_end_of_their_service() {
     assert_eq!(first.bytes(4).unwrap(), b"ping");
     drop((first, second));
     eventually(PATIENCE, "none is left", || proxy.service("a")["open_on_new"] == 0);
+}
+
+#[test]
+fn going_back_takes_tunnels_along_only_when_it_is_asked_to() {
+    let clusters = Clusters::new();
+    clusters.new.on("/tunnel", Answer::upgrade("echo"));
+    let server = Server::start(&Setup::new([all_on_new(&clusters)]));
+    let mut tunnels: Vec<Client> = (0..4).map(|_| tunnel(server.client())).collect();
+
+    server.command(&["rollback", "a"]).expect(0);
+    assert_eq!(server.service("a")["open_on_new"], 4);
+    tunnels[0].send("ping");
+    assert_eq!(tunnels[0].bytes(4).unwrap(), b"ping");
+
+    let start = Instant::now();
+    server.command(&["rollback", "a", "--close-streams", "2s"]).expect(0);
+    for mut tunnel in tunnels {
+        assert_eq!(tunnel.rest().unwrap(), b"");
+    }
+    eventually(PATIENCE, "none is left", || server.service("a")["open_on_new"] == 0);
+    assert!(start.elapsed() > Duration::from_millis(500), "not all in one moment");
 }
 
 #[test]
