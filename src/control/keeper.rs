@@ -154,8 +154,13 @@ impl Keeper {
         let mut inner = self.lock();
         inner.declared = Declared::of(config);
         let Some((next, entries)) = inner.state.follow(before, &inner.declared, &mark) else { return };
-        inner.put(next, false);
+        inner.put(next.clone(), false);
+        let version = inner.version;
         drop(inner);
+        // Stored before the file counts as seen: a process that ends in between must not bring the override back.
+        if self.note_stored(self.file.write(&next)).is_ok() {
+            self.lock().stored = version;
+        }
         self.audit(&entries, Request { actor: &Actor::File, claimed: None, reason: None });
         self.changed.notify_one();
     }
@@ -211,7 +216,10 @@ impl Keeper {
     async fn store(&self, state: &State) -> Result<(), String> {
         let (file, state) = (self.file.clone(), state.clone());
         let written = tokio::task::spawn_blocking(move || file.write(&state)).await;
-        let result = written.unwrap_or_else(|error| Err(error.to_string()));
+        self.note_stored(written.unwrap_or_else(|error| Err(error.to_string())))
+    }
+
+    fn note_stored(&self, result: Result<(), String>) -> Result<(), String> {
         if let Err(error) = &result {
             self.telemetry.process.state_failed();
             if self.status.set_trouble(Trouble::StateUnstored, Some(error.clone())) {
