@@ -224,6 +224,7 @@ impl Default for Headers {
             request_id: HeaderName::from_static("x-request-id"),
             rewrite_location: true,
             rewrite_cookie_domain: true,
+            rewrite_origin: false,
             strip: vec![header::ALT_SVC],
             reveal: Reveal::Trusted,
             via: false,

@@ -625,6 +625,8 @@ pub struct Headers {
     pub rewrite_location: bool,
     /// Map the Domain of cookies back to the old host.
     pub rewrite_cookie_domain: bool,
+    /// Map Origin and Referer of requests to new, and what its answers say of origins.
+    pub rewrite_origin: bool,
     /// Removed from answers of new.
     pub strip: Vec<HeaderName>,
     /// Who sees the X-Migration fields.

@@ -23,8 +23,6 @@ pub(super) enum Scope {
     Service,
 }
 
-const ON: Refused = Refused::Words(&["on", "true"]);
-
 /// Remove a line when its behaviour is built.
 const LIST: &[(Scope, &[&str], Refused)] = &[
     (Scope::File, &["listen", "proxy_protocol"], Refused::Words(&["v1v2", "on", "true"])),
@@ -34,7 +32,6 @@ const LIST: &[(Scope, &[&str], Refused)] = &[
     (Scope::File, &["state", "config_map"], Refused::AllBut(&["migration-state"])),
     (Scope::File, &["state", "namespace"], Refused::Anything),
     (Scope::Service, &["mode"], Refused::Words(&["passthrough"])),
-    (Scope::Service, &["headers", "rewrite_origin"], ON),
     (Scope::Service, &["shadow"], Refused::Anything),
     (Scope::Service, &["rollout"], Refused::Anything),
 ];

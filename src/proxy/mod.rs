@@ -9,6 +9,7 @@ pub mod grpc;
 pub mod headers;
 pub mod hop_by_hop;
 pub mod host;
+pub mod origins;
 pub mod reply;
 pub mod rewrite;
 pub mod sender;
