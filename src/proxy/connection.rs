@@ -88,6 +88,7 @@ pub struct Flow {
     /// Milliseconds from the start to the last frame that a body handed over.
     last_frame: AtomicU64,
     broken: AtomicBool,
+    unread: AtomicBool,
     timers: Mutex<Vec<Pin<Box<Sleep>>>>,
 }
 
@@ -101,6 +102,7 @@ impl Default for Flow {
             ready: AtomicU32::new(0),
             last_frame: AtomicU64::new(0),
             broken: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
             timers: Mutex::default(),
         }
     }
@@ -110,6 +112,9 @@ impl Flow {
     /// A request begins; it ends with the guard.
     pub fn enter(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
+        if self.is_unread() {
+            self.unread.store(false, Ordering::Relaxed);
+        }
         Busy(self.clone())
     }
 
@@ -151,6 +156,16 @@ impl Flow {
     /// See [`Flow::break_off`].
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    /// The last request ended before its body did.
+    pub(super) fn leave_unread(&self) {
+        self.unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client may still be sending what nobody reads.
+    pub fn is_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
     }
 
     /// A timer of an earlier request, so that a request on a kept-alive connection registers none.

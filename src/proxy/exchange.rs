@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, StatusCode, Version, header};
+use http_body::Body;
 
 use super::connection::{Busy, Connection};
 use super::host::Host;
@@ -41,6 +42,7 @@ pub struct Exchange {
     answered_by: Target,
     status: u16,
     sent: u64,
+    has_body: bool,
     upload: Option<Arc<Progress>>,
     tries: Vec<Try>,
     current: Option<(Cluster, Instant)>,
@@ -50,7 +52,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// A request has come. Boxed, because it changes hands several times on its way into the response's body.
-    pub fn begin<B>(telemetry: Arc<Telemetry>, connection: &Connection, request: &Request<B>) -> Box<Self> {
+    pub fn begin<B: Body>(telemetry: Arc<Telemetry>, connection: &Connection, request: &Request<B>) -> Box<Self> {
         Box::new(Self {
             telemetry,
             busy: connection.flow.enter(),
@@ -69,6 +71,7 @@ impl Exchange {
             answered_by: Target::None,
             status: CLIENT_LEFT,
             sent: 0,
+            has_body: !request.body().is_end_stream(),
             upload: None,
             tries: Vec::new(),
             current: None,
@@ -159,6 +162,11 @@ impl Exchange {
         self.decision.as_ref()
     }
 
+    /// The whole body of the request has come.
+    pub fn has_upload_ended(&self) -> bool {
+        !self.has_body || self.upload.as_ref().is_some_and(|upload| upload.is_complete())
+    }
+
     /// A try on a cluster begins.
     pub fn tries(&mut self, cluster: Cluster, now: Instant) {
         self.current = Some((cluster, now));
@@ -203,6 +211,9 @@ impl Exchange {
     fn finish(&mut self) {
         let end = self.end.unwrap_or_else(Instant::now);
         self.busy.flow().note_end(end.into());
+        if !self.has_upload_ended() {
+            self.busy.flow().leave_unread();
+        }
         let duration = end.saturating_duration_since(self.start);
         if let Some((cluster, start)) = self.current.take() {
             // The client left, or a limit of ours ended the try: nobody's failure.

@@ -78,6 +78,11 @@ impl Proxy {
         &self.telemetry
     }
 
+    /// Whether the process is on its way out and takes no new work.
+    pub fn is_draining(&self) -> bool {
+        self.drain.has_started()
+    }
+
     /// What holds for every request.
     pub fn edge(&self) -> Arc<Edge> {
         self.live.edge()
@@ -145,17 +150,23 @@ impl Proxy {
                 let Forwarded { cluster, response, lease, reusable, settled, at, .. } = forwarded;
                 exchange.answered(cluster.into(), response.status(), at);
                 let mut response = found.downstream(cluster, &decision, &sender, response, &exchange);
+                // Nobody will read the rest of this upload, so the connection cannot go on.
+                if response.status().is_client_error() && !exchange.has_upload_ended() {
+                    reply::close(&mut response);
+                }
                 if wants_upgrade && response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
                     let upstream = hyper::upgrade::on(&mut response);
                     let service = found.service.clone();
                     let place = connection.place.clone();
-                    let tunnel = Tunnel { client: client_upgrade, upstream, lease, service, exchange, place };
-                    tunnel.start(self.drain.clone());
+                    let long_lived = service.upstream(cluster).long_lived.enter(at.into());
+                    let tunnel =
+                        Tunnel { client: client_upgrade, upstream, lease, long_lived, service, exchange, place };
+                    tunnel.start(self.drain.hold());
                     return Ok(response.map(|_| ResponseBody::Empty));
                 }
                 let service = found.service.clone();
                 Ok(response.map(|body| {
-                    let answer = Answer { body, lease, upload, reusable, settled, at };
+                    let answer = Answer { body, lease, cluster, upload, reusable, settled, at };
                     ResponseBody::passing(answer, service.config.timeouts.idle, exchange, timer)
                 }))
             }

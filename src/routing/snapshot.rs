@@ -312,7 +312,7 @@ impl Compiler<'_> {
             Cluster::New => std::slice::from_ref(&service.new_backend),
         };
         let timeout = service.timeouts.connect;
-        Some(Target::new(cluster, backends, options.protocol, server_name, identity, timeout))
+        Some(Target::new(cluster, backends, options.protocol, server_name, identity, timeout, self.means.resolver))
     }
 
     fn identity(&mut self, index: usize, cluster: Cluster, options: &ClusterOptions) -> Option<Arc<Identity>> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::StatusCode;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -18,10 +19,11 @@ use tokio_rustls::TlsAcceptor;
 use super::io::Guarded;
 use crate::config::ListenTimeouts;
 use crate::net::stream::Stream;
-use crate::proxy::Proxy;
 use crate::proxy::connection::{Connection, Flow, Place, Shown};
 use crate::proxy::failure::Refusal;
+use crate::proxy::reply;
 use crate::proxy::sender::Scheme;
+use crate::proxy::{Closed, Proxy};
 use crate::routing::service::Edge;
 use crate::shutdown::Drain;
 use crate::telemetry::access_line::{Line, RequestText};
@@ -67,10 +69,9 @@ pub async fn serve(
     drain: Drain,
 ) {
     let edge = proxy.edge();
-    // Whoever has not said anything yet has nothing to lose when the drain starts.
     let opened = tokio::select! {
         opened = open(socket, door, &edge) => opened,
-        () = drain.started() => return,
+        () = last_word(&drain) => return,
     };
     let (stream, shown, is_http2) = match opened {
         Ok(opened) => opened,
@@ -82,12 +83,18 @@ pub async fn serve(
     let scheme = if door.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let flow = Arc::new(Flow::default());
     let connection = Arc::new(Connection::new(worker, peer, scheme, shown, flow.clone(), place));
-    let stream = Guarded::new(stream, flow, edge.timeouts, !is_http2);
+    let stream = Guarded::new(stream, flow, edge.timeouts, !is_http2, drain.clone());
     if is_http2 {
         serve_http2(stream, connection, &edge, proxy, drain).await;
     } else {
         serve_http1(stream, connection, &edge, proxy, drain).await;
     }
+}
+
+/// Whoever has not said anything when the drain starts, or is accepted after it, has a moment for it.
+async fn last_word(drain: &Drain) {
+    drain.started().await;
+    tokio::time::sleep(drain.last_word()).await;
 }
 
 /// The stream that HTTP is spoken on, and which HTTP.
@@ -133,7 +140,13 @@ async fn serve_http1(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
         let (proxy, connection) = (proxy.clone(), connection.clone());
         service_fn(move |request| {
             let (proxy, connection) = (proxy.clone(), connection.clone());
-            async move { proxy.handle(&connection, request).await }
+            async move {
+                let mut response = proxy.handle(&connection, request).await?;
+                if proxy.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    reply::close(&mut response);
+                }
+                Ok::<_, Closed>(response)
+            }
         })
     };
     let mut builder = http1::Builder::new();
@@ -145,30 +158,25 @@ async fn serve_http1(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
     if edge.limits.header_count > USUAL_FIELDS {
         builder.max_headers(edge.limits.header_count + 1);
     }
-    let flow = connection.flow.clone();
     let mut serving = pin!(builder.serve_connection(stream, service).with_upgrades());
     let mut ending = Ending::new(drain);
     let result = std::future::poll_fn(|cx| {
         if let Poll::Ready(result) = serving.as_mut().poll(cx) {
             return Poll::Ready(result);
         }
-        if ending.poll_begin(cx) {
-            serving.as_mut().graceful_shutdown();
-            if flow.busy() == 0 && flow.served() == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            return serving.as_mut().poll(cx);
-        }
-        Poll::Pending
+        // hyper would close a quiet connection at once, and the request that is just arriving with it. So it is not told:
+        // each answer from now on says that it is the last one, and the stream ends where none is asked for any more.
+        if ending.poll_begin(cx) { serving.as_mut().poll(cx) } else { Poll::Pending }
     })
     .await;
     if let Err(error) = result {
-        note_refused_head(&error, &connection, &proxy);
+        note_error(&error, &connection, &proxy);
     }
 }
 
 async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, proxy: Arc<Proxy>, drain: Drain) {
     let flow = connection.flow.clone();
+    let noted = (connection.clone(), proxy.clone());
     let service = service_fn(move |request| {
         let (proxy, connection) = (proxy.clone(), connection.clone());
         async move { proxy.handle(&connection, request).await }
@@ -189,12 +197,16 @@ async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
         }
         let mut ends = ending.poll_begin(cx);
         if ends {
-            patience.is_ending();
+            patience.is_ending(FAREWELL.min(ending.drain.last_word() * 2));
         }
         while let Poll::Ready(lost) = patience.poll(cx) {
             match lost {
                 Lost::Idle => ends = true,
-                Lost::Silent | Lost::Stalled => return Poll::Ready(Ok(())),
+                Lost::Stalled => {
+                    note_untaken(&noted.0, &noted.1);
+                    return Poll::Ready(Ok(()));
+                }
+                Lost::Silent => return Poll::Ready(Ok(())),
             }
         }
         if ends {
@@ -254,6 +266,7 @@ struct Patience {
     served: u32,
     /// The connection is on its way out since then.
     ending: Option<tokio::time::Instant>,
+    farewell: Duration,
 }
 
 /// Why patience is lost.
@@ -269,18 +282,21 @@ enum Lost {
 impl Patience {
     fn new(flow: Arc<Flow>, limits: ListenTimeouts) -> Self {
         let timer = Box::pin(tokio::time::sleep(LOOK));
-        Self { flow, limits, timer, active: tokio::time::Instant::now(), served: 0, ending: None }
+        Self { flow, limits, timer, active: tokio::time::Instant::now(), served: 0, ending: None, farewell: FAREWELL }
     }
 
-    /// The connection was told to end.
-    fn is_ending(&mut self) {
-        self.ending.get_or_insert_with(tokio::time::Instant::now);
+    /// The connection was told to end, and the client has this long for its part once nothing is under way.
+    fn is_ending(&mut self, farewell: Duration) {
+        let now = tokio::time::Instant::now();
+        self.ending.get_or_insert(now);
+        self.farewell = farewell;
+        self.timer.as_mut().reset(now + farewell.min(LOOK));
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = tokio::time::Instant::now();
-            self.timer.as_mut().reset(now + LOOK);
+            self.timer.as_mut().reset(now + self.farewell.min(LOOK));
             if let Some(lost) = self.look(now) {
                 return Poll::Ready(lost);
             }
@@ -299,7 +315,7 @@ impl Patience {
         }
         let quiet = now - self.active;
         match self.ending {
-            Some(since) => (now - since > FAREWELL && quiet > FAREWELL).then_some(Lost::Silent),
+            Some(since) => (now - since >= self.farewell && quiet >= self.farewell).then_some(Lost::Silent),
             None if served == 0 => (quiet > self.limits.header).then_some(Lost::Silent),
             None if quiet > self.limits.keepalive => {
                 self.ending = Some(now);
@@ -310,9 +326,19 @@ impl Patience {
     }
 }
 
+/// A client that takes nothing of its answer is as slow as one that says nothing.
+fn note_untaken(connection: &Connection, proxy: &Proxy) {
+    proxy.telemetry().process.rejected(Refusal::Slow.cause());
+    tracing::info!(peer = %connection.peer, "closed: the client took nothing of its answer for write_idle");
+}
+
 /// hyper answers a head that it cannot take by itself; we count it and write the line.
-fn note_refused_head(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
+fn note_error(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
     let io_error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    if io_error.is_some_and(Guarded::is_untaken) {
+        note_untaken(connection, proxy);
+        return;
+    }
     let timed_out = io_error.is_some_and(Guarded::is_slow_head);
     let refusal = if error.is_parse_too_large() {
         Refusal::Header

@@ -199,22 +199,25 @@ impl Prober {
 
     async fn check(&self) {
         let result = probe(&self.pool, &self.check.question, self.check.timeout).await;
-        let (service, target) = (self.pool.service(), self.pool.target().cluster.as_str());
-        match result {
-            Ok(()) => {
-                if self.health.observe(true).is_some() {
-                    tracing::info!(service, target, "up by its health check");
-                }
+        let (service, cluster) = (self.pool.service(), self.pool.target().cluster);
+        let target = cluster.as_str();
+        let Err(fault) = result else {
+            if self.health.observe(true).is_some() {
+                tracing::info!(service, target, "up by its health check");
             }
-            Err(fault) => {
-                // Some of it is the peer's own words.
-                let error: String = fault.to_string().chars().take(LONGEST_ERROR).collect();
-                if self.health.observe_error(&error).is_some() {
-                    tracing::warn!(service, target, error, "down by its health check");
-                } else {
-                    tracing::debug!(service, target, error, "a health check failed");
-                }
-            }
+            return;
+        };
+        // Some of it is the peer's own words.
+        let error: String = fault.to_string().chars().take(LONGEST_ERROR).collect();
+        if self.health.observe_error(&error).is_none() {
+            tracing::debug!(service, target, error, "a health check failed");
+            return;
+        }
+        tracing::warn!(service, target, error, "down by its health check");
+        // What waits there may be dead as well, and would cost the first requests after it is back their time. Old is asked
+        // whatever its state, so its connections are judged by requests alone.
+        if cluster == Cluster::New {
+            self.pool.drop_idle();
         }
     }
 }

@@ -5,7 +5,10 @@ pub mod body;
 pub mod breaker;
 pub mod budget;
 pub mod connect;
+pub mod dns;
+pub mod endpoints;
 pub mod health;
+pub mod long_lived;
 pub mod pool;
 pub mod probe;
 pub mod ratio;
@@ -17,6 +20,7 @@ use std::time::Instant;
 
 use breaker::{Admitted, Availability, Breaker, Permit, State, Transition, Verdict};
 use health::Health;
+use long_lived::LongLived;
 use pool::Pool;
 
 use crate::telemetry::labels::BreakerState;
@@ -30,13 +34,15 @@ pub struct Upstream {
     pub breaker: Option<Arc<Breaker>>,
     /// What probes say of it, when there are any.
     pub health: Option<Arc<Health>>,
+    /// Its exchanges that last.
+    pub long_lived: Arc<LongLived>,
     waiting: Arc<AtomicUsize>,
     max_waiting: Option<usize>,
     meters: Arc<ServiceMeters>,
 }
 
 impl Upstream {
-    /// An upstream on these parts; `previous` hands over how much waits.
+    /// An upstream on these parts; `previous` hands over how much waits and what lasts, also when the target is another.
     pub fn new(
         pool: Arc<Pool>,
         breaker: Option<Arc<Breaker>>,
@@ -45,7 +51,8 @@ impl Upstream {
         previous: Option<&Self>,
     ) -> Self {
         let waiting = previous.map_or_else(Arc::default, |previous| previous.waiting.clone());
-        Self { pool, breaker, health: None, waiting, max_waiting, meters }
+        let long_lived = previous.map_or_else(Arc::default, |previous| previous.long_lived.clone());
+        Self { pool, breaker, health: None, long_lived, waiting, max_waiting, meters }
     }
 
     /// The same with a health check.

@@ -238,6 +238,24 @@ fn without_fallback_health_is_only_reported() {
 }
 
 #[test]
+fn connections_that_wait_are_closed_when_new_goes_down() {
+    let clusters = Clusters::new();
+    let proxy = Proxy::start(&Setup::new([checked(&clusters, ", path: /healthz")]));
+    wait_for(&proxy, "a", "up", "up");
+    assert_eq!(decided(&proxy, &[]), pair("new", "hundred"));
+    let idle = |target| {
+        let labels = [("service", "a"), ("target", target), ("state", "idle")];
+        proxy.metrics().sum("upstream_connections", &labels)
+    };
+    eventually(PATIENCE, "the connection waits", || idle("new") == 1.0);
+
+    clusters.new.on("/healthz", Answer::status(500));
+    wait_for(&proxy, "a", "up", "down");
+
+    eventually(PATIENCE, "nothing waits", || idle("new") == 0.0);
+}
+
+#[test]
 fn failing_requests_are_the_breaker_s_business() {
     let clusters = Clusters::new();
     let service = checked(&clusters, ", path: /healthz").with("fallback: {max_failures: 3}");
