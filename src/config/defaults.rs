@@ -32,6 +32,7 @@ impl Default for Listen {
             http: vec![any_address(8000)],
             https: Vec::new(),
             admin: any_address(8080),
+            proxy_protocol: false,
             trusted_proxies: Vec::new(),
             client_ip: ClientIp::XffRightmostUntrusted,
             tls: ListenTls::default(),

@@ -59,6 +59,8 @@ pub struct Listen {
     pub https: Vec<SocketAddr>,
     /// The admin port.
     pub admin: SocketAddr,
+    /// Trusted proxies may say in PROXY headers who connects.
+    pub proxy_protocol: bool,
     /// Peers whose forwarded headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Which address is the client's.
@@ -318,6 +320,8 @@ pub enum Mode {
     Proxy,
     /// Requests for new are answered with a redirect.
     Redirect,
+    /// TLS connections are relayed as they are, by server name.
+    Passthrough,
 }
 
 /// One entry of `paths`, compared with the raw bytes before `?`.
