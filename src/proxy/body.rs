@@ -8,18 +8,20 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Version;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::connection::Offer;
 use super::exchange::Exchange;
+use super::grpc;
 use super::timeouts::Timer;
 use crate::config::Cluster;
 use crate::telemetry::labels::Outcome;
 use crate::upstream::Settled;
 use crate::upstream::body::{Progress, clean_trailers};
+use crate::upstream::breaker::Verdict;
 use crate::upstream::long_lived::{self, LONG};
 use crate::upstream::pool::Lease;
 
@@ -50,6 +52,7 @@ struct Open {
     upload: Option<Arc<Progress>>,
     reusable: bool,
     settled: Settled,
+    own_deadline: bool,
     lasting: Lasting,
     /// On HTTP/2 only: elsewhere the stream itself shows a client that takes nothing.
     offer: Option<Offer>,
@@ -102,6 +105,8 @@ pub struct Answer {
     pub reusable: bool,
     /// Hears of a body that ends early.
     pub settled: Settled,
+    /// A deadline that is missed is the client's own.
+    pub own_deadline: bool,
     /// When the head came.
     pub at: std::time::Instant,
 }
@@ -109,12 +114,12 @@ pub struct Answer {
 impl ResponseBody {
     /// The body of an upstream's response; `idle` is the longest pause in it.
     pub fn passing(answer: Answer, idle: Duration, exchange: Box<Exchange>, timer: Timer) -> Self {
-        let Answer { body, lease, cluster, upload, reusable, settled, at } = answer;
+        let Answer { body, lease, cluster, upload, reusable, settled, own_deadline, at } = answer;
         let is_http2 = exchange.version() == Version::HTTP_2;
         let offer = is_http2.then(|| Offer::new(exchange.busy().flow().clone()));
         let last = Instant::from(at);
         let lasting = Lasting::Not { before: last + LONG, cluster };
-        let open = Open { exchange, lease, timer, upload, reusable, settled, lasting, offer, last, idle };
+        let open = Open { exchange, lease, timer, upload, reusable, settled, own_deadline, lasting, offer, last, idle };
         let mut passing = Passing { body, open: Some(open) };
         if passing.body.is_end_stream() {
             passing.complete();
@@ -138,6 +143,7 @@ impl Passing {
         match frame {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {
+                    self.judge(trailers);
                     clean_trailers(trailers);
                 }
                 if let (Some(open), Some(data)) = (&mut self.open, frame.data_ref()) {
@@ -163,6 +169,14 @@ impl Passing {
         }
     }
 
+    /// Where the verdict comes with the trailers, these are they.
+    fn judge(&mut self, trailers: &HeaderMap) {
+        let Some(open) = &mut self.open else { return };
+        if let Some(verdict) = grpc::verdict(trailers, open.own_deadline) {
+            open.settled.ended(verdict, std::time::Instant::now());
+        }
+    }
+
     /// The whole response has come: the connection may serve the next request, the exchange is over.
     fn complete(&mut self) {
         let Some(mut open) = self.open.take() else { return };
@@ -171,6 +185,8 @@ impl Passing {
         if open.reusable && sent_all {
             open.lease.recycle(now);
         }
+        // A verdict that was to come with the trailers has come; where none did, that is a failure.
+        open.settled.ended(Verdict::Failure, now);
         open.exchange.ended(now);
     }
 

@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 
 use super::exchange::Exchange;
 use super::failure::Failure;
+use super::grpc;
 use super::headers::{self, Destination, Length};
 use super::sender::{RequestId, Sender};
 use super::timeouts::Timer;
@@ -46,10 +47,18 @@ pub struct Draft<'a> {
     pub repeatable: bool,
     /// It is a gRPC call.
     pub is_grpc: bool,
+    /// The deadline is the client's, and shorter than ours: missing it blames nobody.
+    pub own_deadline: bool,
     /// The worker that serves it.
     pub worker: usize,
-    /// When all tries must be over.
+    /// The clock stands still while the body is moving. A gRPC deadline is the client's word.
+    pub stands_still: bool,
+    /// How long one try may wait for its head.
+    pub patience: Duration,
+    /// When all tries must be over, and when the first began.
     pub deadline: Instant,
+    /// When the first try began.
+    pub start: Instant,
 }
 
 /// A response head from a cluster, and the connection that its body comes on.
@@ -78,14 +87,14 @@ pub async fn forward(
 ) -> Result<Forwarded, Stop> {
     let mut cluster = decision.cluster;
     let service = draft.service;
-    let mut tries = Tries::new(service, decision, draft.deadline);
+    let mut tries = Tries::new(service, decision, draft.start, draft.deadline);
     let usual_idle = (!draft.repeatable).then_some(RECENT);
     let mut longest_idle = usual_idle;
     // Between the request and its first try lie microseconds: one look at the clock serves both.
     let mut now = exchange.start();
     service.lasting.budget.request(now);
     loop {
-        let limit = tries.limit(cluster, draft.repeatable, now, service.config.timeouts.response_header);
+        let limit = tries.limit(cluster, draft.repeatable, now, draft.patience);
         let tried = draft.attempt(cluster, limit, longest_idle, now, exchange, timer).await;
         let failure = match &tried {
             Ok(Forwarded { failing: None, .. }) => return tried.map_err(Stop::Failed),
@@ -145,7 +154,8 @@ impl Draft<'_> {
     }
 
     fn blames(&self, failure: &Failure, kind: FailureKind) -> bool {
-        failure.blames_upstream() && self.service.is_failure(kind)
+        let is_ours = !(self.own_deadline && matches!(failure, Failure::Timeout(_)));
+        failure.blames_upstream() && is_ours && self.service.is_failure(kind)
     }
 
     async fn send(
@@ -169,7 +179,7 @@ impl Draft<'_> {
         let address = Some(lease.address());
         let request = self.request(cluster, &lease);
         let allowed = limit.saturating_duration_since(start);
-        let upload = self.upload.clone();
+        let upload = self.upload.clone().filter(|_| self.stands_still);
         let later = || upload.as_ref().and_then(|upload| upload.stood_still_until()).map(|last| last + allowed);
         let Some(sent) = timer.limit(lease.send(request), limit.into(), later).await else {
             return Err((address, Failure::Timeout(start.elapsed())));
@@ -232,7 +242,13 @@ impl Draft<'_> {
         }
         exchange.tried(address, Some(status), Outcome::of_status(status), now);
         let is_failing = cluster == Cluster::New && self.service.is_failure(FailureKind::Status(status.as_u16()));
-        let settled = admission.settle(if is_failing { Verdict::Failure } else { Verdict::Success }, now);
+        let told = self.is_grpc.then(|| grpc::verdict(response.headers(), self.own_deadline)).flatten();
+        let settled = match told {
+            _ if is_failing => admission.settle(Verdict::Failure, now),
+            Some(verdict) => admission.settle(verdict, now),
+            None if self.is_grpc && status == StatusCode::OK => admission.settle_at_trailers(now),
+            None => admission.settle(Verdict::Success, now),
+        };
         // Beside Transfer-Encoding a length is a sign of trouble: nothing more is read from this connection.
         let fields = response.headers();
         let ambiguous = fields.contains_key(header::TRANSFER_ENCODING) && fields.contains_key(header::CONTENT_LENGTH);

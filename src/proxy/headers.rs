@@ -3,13 +3,14 @@
 //! cluster too, leaves nothing of the first time behind.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE, COOKIE, Entry, FORWARDED, GetAll, HOST, HeaderMap,
-    HeaderName, HeaderValue, LOCATION, REFRESH, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, COOKIE, Entry, FORWARDED, GetAll, HOST, HeaderMap, HeaderName,
+    HeaderValue, LOCATION, REFRESH, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::{self, Authority, Uri};
 use http::{Method, StatusCode, Version, request, response};
 use http_body::Body;
 
+use super::grpc;
 use super::hop_by_hop::{self, Found};
 use super::origins;
 use super::rewrite::{self, Cookie};
@@ -308,7 +309,7 @@ pub fn to_downstream(
         Cluster::Old => 0,
         Cluster::New => map_back(headers, found, plan, sender),
     };
-    if client_version != Version::HTTP_2 && !found.has(Found::TRAILER) && is_grpc(headers) {
+    if client_version != Version::HTTP_2 && !found.has(Found::TRAILER) && grpc::is_grpc(headers) {
         // Without it hyper would not send the trailers to an HTTP/1.1 client.
         headers.insert(TRAILER, HeaderValue::from_static("grpc-status, grpc-message, grpc-status-details-bin"));
     }
@@ -324,10 +325,6 @@ pub fn to_downstream(
 fn upgrade_of(status: StatusCode, headers: &HeaderMap, client_version: Version) -> Option<HeaderValue> {
     let is_meant = matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED);
     if is_meant && client_version == Version::HTTP_11 { headers.get(UPGRADE).cloned() } else { None }
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// What is done to answers of new only: the strip list, and everything that names new_host.

@@ -20,6 +20,7 @@ pub mod upgrade;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, Response, header};
 use hyper::body::Incoming;
@@ -44,6 +45,9 @@ use crate::shutdown::Drain;
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::{FallbackCause, Reason, RejectCause};
 use crate::upstream::body::OutBody;
+
+/// Longer than any call lasts.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Forwards requests; one for the whole process.
 pub struct Proxy {
@@ -153,7 +157,7 @@ impl Proxy {
         let mut draft = found.draft(&sender, connection, request, is_grpc, &mut exchange);
         let forwarded = forward(&mut draft, &decision, &mut exchange, &mut timer).await;
         drop(in_flight);
-        let (upload, wants_upgrade) = (draft.upload.take(), draft.upgrade.is_some());
+        let (upload, wants_upgrade, own_deadline) = (draft.upload.take(), draft.upgrade.is_some(), draft.own_deadline);
         match forwarded {
             Err(Stop::Refused(refusal)) => Ok(reply::refused(exchange, refusal, is_grpc)),
             Err(Stop::Failed(Failure::Upload(fault))) => match Refusal::of_upload(fault) {
@@ -185,7 +189,7 @@ impl Proxy {
                 }
                 let service = found.service.clone();
                 Ok(response.map(|body| {
-                    let answer = Answer { body, lease, cluster, upload, reusable, settled, at };
+                    let answer = Answer { body, lease, cluster, upload, reusable, settled, own_deadline, at };
                     ResponseBody::passing(answer, service.config.timeouts.idle, exchange, timer)
                 }))
             }
@@ -295,6 +299,14 @@ impl Found {
             exchange.uploads(upload.clone());
         }
         let upgrade = hop_by_hop::wanted_upgrade(&head);
+        let own = is_grpc.then(|| grpc::timeout(&head.headers)).flatten().map(|own| own.min(FOR_EVER));
+        let timeouts = &service.config.timeouts;
+        // A gRPC call without a deadline of its own may wait as long as it takes; only silence ends it.
+        let (total, patience) = match (is_grpc, own) {
+            (false, _) => (timeouts.total, timeouts.response_header),
+            (true, Some(own)) => (own, own),
+            (true, None) => (FOR_EVER, timeouts.idle),
+        };
         headers::prepare(&mut head, &service.headers, sender, &self.id, upgrade.as_ref());
         Draft {
             service,
@@ -307,7 +319,11 @@ impl Found {
             upgrade,
             is_grpc,
             worker: connection.worker,
-            deadline: exchange.start() + service.config.timeouts.total,
+            stands_still: own.is_none(),
+            own_deadline: own.is_some_and(|own| own < timeouts.total),
+            patience,
+            deadline: exchange.start() + total,
+            start: exchange.start(),
         }
     }
 

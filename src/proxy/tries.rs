@@ -13,6 +13,7 @@ use crate::telemetry::labels::{FallbackCause, Reason};
 pub struct Tries<'a> {
     service: &'a Service,
     decision: &'a Decision,
+    start: Instant,
     deadline: Instant,
     raced: bool,
     again: u32,
@@ -38,9 +39,9 @@ pub enum Stop {
 }
 
 impl<'a> Tries<'a> {
-    /// No try yet; all of them must be over at the deadline.
-    pub fn new(service: &'a Service, decision: &'a Decision, deadline: Instant) -> Self {
-        Self { service, decision, deadline, raced: false, again: 0 }
+    /// The first one begins at `start`; all of them must be over at the deadline.
+    pub fn new(service: &'a Service, decision: &'a Decision, start: Instant, deadline: Instant) -> Self {
+        Self { service, decision, start, deadline, raced: false, again: 0 }
     }
 
     /// What follows a try on `cluster` that failed so. `may_repeat`: sending it once more cannot repeat an effect.
@@ -105,8 +106,7 @@ impl<'a> Tries<'a> {
     pub fn limit(&self, cluster: Cluster, repeatable: bool, now: Instant, longest: Duration) -> Instant {
         let limit = self.deadline.min(now + longest);
         if self.may_fall_back(cluster) && repeatable {
-            let total = self.service.config.timeouts.total;
-            return limit.min(self.deadline - total + total * 2 / 3);
+            return limit.min(self.start + (self.deadline - self.start) * 2 / 3);
         }
         limit
     }

@@ -209,13 +209,18 @@ async fn serve_http1(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
     }
     let mut serving = pin!(builder.serve_connection(stream, service).with_upgrades());
     let mut ending = Ending::new(drain);
+    let flow = connection.flow.clone();
+    let mut served = 0;
     let result = std::future::poll_fn(|cx| {
         if let Poll::Ready(result) = serving.as_mut().poll(cx) {
             return Poll::Ready(result);
         }
         // hyper would close a quiet connection at once, and the request that is just arriving with it. So it is not told:
         // each answer from now on says that it is the last one, and the stream ends where none is asked for any more.
-        if ending.poll_begin(cx) { serving.as_mut().poll(cx) } else { Poll::Pending }
+        let has_begun = ending.poll_begin(cx);
+        // Nor does hyper read at the end of a response, when the stream has to learn that it is quiet now.
+        let has_served = ending.told && std::mem::replace(&mut served, flow.served()) != flow.served();
+        if has_begun || has_served { serving.as_mut().poll(cx) } else { Poll::Pending }
     })
     .await;
     if let Err(error) = result {

@@ -154,7 +154,10 @@ impl Guarded {
     /// Pending until the client has been too slow; EOF when it was only idle.
     fn poll_read_limit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let due = self.due();
-        let (Due::Idle(deadline) | Due::Head(deadline)) = due else { return self.poll_write_limit(cx) };
+        let (Due::Idle(deadline) | Due::Head(deadline)) = due else {
+            self.keep_looking(cx);
+            return self.poll_write_limit(cx);
+        };
         if self.poll_timer(cx, deadline).is_pending() {
             return self.poll_write_limit(cx);
         }
@@ -168,6 +171,14 @@ impl Guarded {
         let _ = Pin::new(self.io.inner_mut()).poll_write(cx, TOO_SLOW);
         let _ = Pin::new(self.io.inner_mut()).poll_flush(cx);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, SlowHead)))
+    }
+
+    /// Nobody reads when a request ends and none has come yet, so a timer must be left that looks at the pause after it.
+    fn keep_looking(&mut self, cx: &mut Context<'_>) {
+        let is_armed = self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_pending());
+        if self.is_http1 && !is_armed {
+            let _ = self.poll_timer(cx, Instant::now() + self.limits.keepalive);
+        }
     }
 
     fn poll_write_limit<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {

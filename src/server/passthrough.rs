@@ -76,7 +76,7 @@ async fn reach(service: &Service, decision: &Decision, exchange: &mut Exchange) 
     let mut cluster = decision.cluster;
     let mut now = exchange.start();
     let timeouts = &service.config.timeouts;
-    let mut tries = Tries::new(service, decision, now + timeouts.total);
+    let mut tries = Tries::new(service, decision, now, now + timeouts.total);
     service.lasting.budget.request(now);
     loop {
         let limit = tries.limit(cluster, true, now, timeouts.connect);

@@ -739,21 +739,100 @@ mod tests {
         assert!(opened.is_some_and(|millisecond| millisecond <= 10_001), "{opened:?}");
     }
 
-    /// Random histories of admissions, verdicts, abandoned requests and pauses keep the promises of each state.
+    /// How long chance takes to make five failures in a row, which the documents tell: (1 - p^5) / ((1 - p) p^5) requests.
+    #[test]
+    fn failures_in_a_row_happen_as_often_as_documented() {
+        let patient = Fallback { failure_ratio: Percent::HUNDRED, min_requests: u32::MAX, ..fallback() };
+        let start = Instant::now();
+        for (failing, documented, runs) in [(0.5_f64, 62.0, 10_000_u32), (0.2, 3_905.0, 400), (0.1, 111_110.0, 30)] {
+            let five = failing.powi(5);
+            let expected = (1.0 - five) / ((1.0 - failing) * five);
+            assert_eq!(expected.round(), documented, "at {failing}");
+
+            let mut requests = 0;
+            for seed in 0..runs {
+                let mut dice = StdRng::seed_from_u64(u64::from(seed));
+                let breaker = Breaker::new(&patient, start);
+                loop {
+                    // Of successes in a row one is as good as many: it ends the streak.
+                    let gap = (dice.random::<f64>().max(f64::MIN_POSITIVE).ln() / (1.0 - failing).ln()) as u64;
+                    if gap > 0 {
+                        settle(&breaker, Verdict::Success, start);
+                    }
+                    requests += gap + 1;
+                    if settle(&breaker, Verdict::Failure, start).is_some() {
+                        break;
+                    }
+                }
+            }
+
+            // The time until a rare event varies as much as it is long.
+            let (mean, sigma) = (requests as f64 / f64::from(runs), expected / f64::from(runs).sqrt());
+            assert!((mean - expected).abs() < 5.0 * sigma, "at {failing}: {mean} instead of {expected}");
+        }
+    }
+
+    /// Requests that leave no verdict, because their clients left or a limit of ours ended them, are as good as never sent:
+    /// two breakers go through the same history, one of them with such requests in between.
+    #[test]
+    fn requests_without_a_verdict_never_count() {
+        let start = Instant::now();
+        for seed in 0..1_000 {
+            let mut dice = StdRng::seed_from_u64(seed);
+            let (alone, crowded) = (Breaker::new(&fallback(), start), Breaker::new(&fallback(), start));
+            let failing: f64 = dice.random();
+            let (mut now, mut left) = (start, Vec::new());
+            for _ in 0..200 {
+                now += Duration::from_millis(dice.random_range(0..5_000));
+                let [one, other] = [&alone, &crowded].map(|breaker| breaker.admit(now));
+                assert_eq!(one.is_some(), other.is_some(), "seed {seed}");
+                if let (Some(one), Some(other)) = (one, other) {
+                    left.extend((!other.is_probe()).then(|| crowded.admit(now)).flatten());
+                    let verdict = if dice.random_bool(failing) { Verdict::Failure } else { Verdict::Success };
+                    let changes = (alone.settle(one, verdict, now), crowded.settle(other, verdict, now));
+                    assert_eq!(changes.0, changes.1, "seed {seed}");
+                }
+                if dice.random() {
+                    left.drain(..).for_each(|permit| crowded.abandon(permit));
+                }
+                assert_eq!(alone.report(now), crowded.report(now), "seed {seed}");
+            }
+        }
+    }
+
+    /// Random histories of admissions, verdicts, abandoned requests, pauses and new settings keep the promises of each
+    /// state.
     #[test]
     fn random_histories_keep_the_promises() {
         let start = Instant::now();
         for seed in 0..2_000 {
             let mut dice = StdRng::seed_from_u64(seed);
-            let breaker = Breaker::new(&fallback(), start);
+            let mut breaker = Breaker::new(&fallback(), start);
             let failing: f64 = dice.random();
             let (mut now, mut under_way, mut opened) = (start, Vec::new(), start);
+            let mut ramp = (0, Percent::ZERO);
             for _ in 0..300 {
                 now += Duration::from_millis(dice.random_range(0..3_000));
                 if dice.random_ratio(1, 50) {
                     now += RECOVERY;
                 }
+                if dice.random_ratio(1, 50) {
+                    // A reload. Verdicts of what is under way go to the breaker before it.
+                    let next = Breaker::with_state_of(&breaker, &fallback(), now);
+                    assert_eq!(next.report(now), breaker.report(now), "seed {seed}");
+                    breaker = next;
+                    under_way.clear();
+                }
                 let before = breaker.availability(now);
+                let generation = breaker.phase().generation;
+                if ramp.0 != generation {
+                    ramp = (generation, Percent::ZERO);
+                }
+                let reached = breaker.report(now).ramp.unwrap_or(Percent::HUNDRED);
+                if breaker.phase().state == State::Closed {
+                    assert!(reached >= ramp.1, "seed {seed}: a ramp never falls");
+                    ramp.1 = reached;
+                }
                 if dice.random() {
                     let permit = breaker.admit(now);
                     assert_eq!(permit.is_none(), before == Availability::Open, "seed {seed}");

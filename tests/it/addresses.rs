@@ -327,12 +327,12 @@ fn connections_go_where_less_is_under_way() {
 
 #[test]
 fn a_dead_address_of_two_costs_one_connect_timeout_in_total() {
-    const CONNECT: Duration = Duration::from_millis(900);
+    const CONNECT: Duration = Duration::from_secs(2);
     let (clusters, alive, dead) = (Clusters::new(), Origin::plain("alive"), Blackhole::new());
     let both = format!("[\"{}\", \"{}\"]", dead.address(), alive.address());
-    let service = clusters.service("a").old_backend(both).with("timeouts: {connect: 900ms}");
+    let service = clusters.service("a").old_backend(both).with("timeouts: {connect: 2s}");
     let proxy = Proxy::start(&Setup::new([service]));
-    let address = proxy.addresses.http;
+    let (address, start) = (proxy.addresses.http, Instant::now());
 
     // All at the same time, before anybody can know which of the two is dead.
     let clients: Vec<_> = (0..20)
@@ -344,13 +344,16 @@ fn a_dead_address_of_two_costs_one_connect_timeout_in_total() {
         })
         .collect();
     let answers: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
-    let later = Load::new(address, HOST).connections(20).run(500);
+    let later = Load::new(address, HOST).connections(20).run(200);
 
     assert!(answers.iter().all(|(side, _)| side.as_deref() == Some("alive")), "{answers:?}");
     let slow = answers.iter().filter(|(_, took)| *took >= CONNECT).count();
-    assert!(slow <= 1, "{slow} requests paid for it");
+    assert!(slow <= 1, "{slow} requests of the burst paid for it");
     later.assert_all_ok();
-    assert!(later.slowest < CONNECT, "{:?}", later.slowest);
+    // Whoever met the dead address was tried again on the other one. After a rest it is somebody's turn again.
+    let allowed = 1 + start.elapsed().as_secs() / 10;
+    let paid = proxy.metrics().sum("retries_total", &[("outcome", "connect")]);
+    assert!(paid <= allowed as f64, "{paid} requests paid for it in {:?}", start.elapsed());
 }
 
 #[test]
@@ -361,8 +364,9 @@ fn a_refused_connection_goes_on_to_the_next_address() {
     let mut client = proxy.client();
 
     alive.close_after(1);
-    for number in 0..10 {
-        assert_eq!(client.post(HOST, "/", b"body").side(), Some("alive"), "request {number}");
+    assert_eq!(client.post(HOST, "/", b"body").side(), Some("alive"), "nothing of it was sent to the other one");
+    for number in 1..10 {
+        assert_eq!(client.get(HOST, "/").side(), Some("alive"), "request {number}");
     }
 
     assert_eq!(alive.requests(), 10);

@@ -89,6 +89,39 @@ fn idle_connections_end_in_order_and_hold_nobody_up() {
 }
 
 #[test]
+fn a_connection_that_becomes_idle_while_it_drains_ends_soon() {
+    let clusters = Clusters::new();
+    let gate = Gate::default();
+    clusters.new.on("/slow", Answer::side().hold_body(&gate));
+    let mut server = Server::start(&Setup::new([all_on_new(&clusters)]).drain("delay: 0s, grace: 1h"));
+    let mut client = server.client();
+    client.send(get("/slow"));
+    let head = client.head().unwrap();
+
+    server.signal("TERM");
+    eventually(PATIENCE, "it drains", || Client::try_plain(server.addresses.http, None).is_err());
+    gate.open();
+
+    assert_eq!(head.header("connection"), None, "the head was on its way before the drain");
+    client.stream_body("GET", head, |_| {}).unwrap();
+    assert_eq!(client.rest().unwrap(), b"");
+    assert_eq!(server.exit_code(), Some(0));
+}
+
+#[test]
+fn an_idle_connection_ends_also_after_a_request_that_took_longer_than_the_pauses() {
+    let clusters = Clusters::new();
+    clusters.new.on("/slow", Answer::side().drip(1, Duration::from_millis(50)));
+    let timeouts = "timeouts: {header: 200ms, keepalive: 200ms}";
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters)]).listen(timeouts));
+    let mut client = proxy.client();
+
+    assert_eq!(client.get(HOST, "/slow").side(), Some("new"));
+
+    assert_eq!(client.rest().unwrap(), b"");
+}
+
+#[test]
 fn what_is_not_finished_in_time_is_cut_and_told() {
     let clusters = Clusters::new();
     clusters
