@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | [`config`] | what the operator wrote: text in, a checked [`Config`] or every mistake with its place out |
 //! | [`routing`] | what is served: the [`Snapshot`], its [`Service`]s, their rules and shares, and [`decide`] |
-//! | [`upstream`] | one backend: names, addresses, connections, the [`Pool`], the [`Breaker`] |
+//! | [`upstream`] | one backend: names, addresses, connections, the [`Pool`], the [`Breaker`], the [`Health`] check |
 //! | [`proxy`] | one request from head to last byte |
 //! | [`server`] | sockets, TLS and HTTP towards clients, spread over the workers |
 //! | [`control`] | files that change, and the report of what is and was |
@@ -84,7 +84,7 @@
 //!    `reload::a_bad_file_changes_nothing_but_status_and_metric`,
 //!    `reload::pools_breakers_and_connections_survive_another_service_s_change`
 //! 8. What is decided and what is explained is one function. `routing::explanations_and_traffic_agree`
-//! 9. Decisions, breaker and budget take time and dice as arguments and touch no socket: their tests stand beside them.
+//! 9. Decisions, breaker, health and budget take time and dice as arguments and touch no socket: their tests stand beside them.
 //! 10. Serving runtimes are made in [`app`] only; each spawned task names its owner and its end, held by a denied lint
 //!     (`clippy.toml`).
 //! 11. Shares change in [`Weight::set`] only; its tests stand beside it.
@@ -104,6 +104,7 @@
 //! [`Endpoints`]: upstream::endpoints::Endpoints
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
+//! [`Health`]: upstream::health::Health
 //! [`Lease::send`]: upstream::pool::Lease::send
 //! [`Listener::accept`]: net::listener::Listener::accept
 //! [`Live::install`]: routing::live::Live::install

@@ -182,6 +182,7 @@ impl Draft<'_> {
         let upload = self.upload.clone().filter(|_| self.stands_still);
         let later = || upload.as_ref().and_then(|upload| upload.stood_still_until()).map(|last| last + allowed);
         let Some(sent) = timer.limit(lease.send(request), limit.into(), later).await else {
+            lease.was_silent();
             return Err((address, Failure::Timeout(start.elapsed())));
         };
         match sent {

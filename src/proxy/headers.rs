@@ -254,7 +254,8 @@ fn address_http2(head: &mut request::Parts, plan: &HeaderPlan, host: &HeaderValu
 
 /// Content-Length says what the body says, never what the client said, and never stands beside Transfer-Encoding.
 fn frame(head: &mut request::Parts, body: Length) {
-    let said = head.headers.get(CONTENT_LENGTH);
+    let mut fields = head.headers.get_all(CONTENT_LENGTH).iter();
+    let said = fields.next().filter(|_| fields.next().is_none());
     match body {
         Length::Known(length) if said.is_some_and(|said| is_number(said, length)) => {}
         Length::Known(length) => {
@@ -266,7 +267,7 @@ fn frame(head: &mut request::Parts, body: Length) {
             head.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         Length::Ended | Length::Unknown => {
-            if said.is_some() {
+            if head.headers.contains_key(CONTENT_LENGTH) {
                 head.headers.remove(CONTENT_LENGTH);
             }
         }

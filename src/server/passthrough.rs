@@ -127,7 +127,8 @@ async fn attempt(
             let address = error.address;
             let failure = Failure::Connect(error);
             exchange.tried(address, None, failure.outcome(), now);
-            if cluster == Cluster::New && failure.kind().is_some_and(|kind| service.is_failure(kind)) {
+            let is_blamed = failure.blames_upstream() && failure.kind().is_some_and(|kind| service.is_failure(kind));
+            if cluster == Cluster::New && is_blamed {
                 admission.settle(Verdict::Failure, now);
             }
             Err(failure)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -101,6 +102,15 @@ pub enum ConnectCause {
     /// The request's host is no server name.
     #[error("the request's host is no valid server name")]
     ServerName,
+}
+
+impl ConnectCause {
+    /// This process or its machine ran out of something: descriptors, ports, memory. No address would have done.
+    pub fn is_own_shortage(&self) -> bool {
+        const SHORTAGES: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
+        let Self::Tcp(error) = self else { return false };
+        error.raw_os_error().is_some_and(|number| SHORTAGES.iter().any(|errno| errno.raw_os_error() == number))
+    }
 }
 
 impl Target {
@@ -280,7 +290,8 @@ fn no_address() -> ConnectCause {
 /// A request that had next to no time left says nothing about the address that it could not reach.
 fn blames_address(cause: &ConnectCause, taken: Duration, allowed: Duration) -> bool {
     match cause {
-        ConnectCause::Tcp(_) | ConnectCause::Tls(_) => true,
+        ConnectCause::Tcp(_) => !cause.is_own_shortage(),
+        ConnectCause::Tls(_) => true,
         ConnectCause::TimedOut(_) => taken >= allowed / 2,
         ConnectCause::Resolve(_) | ConnectCause::Shared | ConnectCause::ServerName => false,
     }
@@ -313,4 +324,24 @@ async fn handshake(
     let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(ConnectCause::Tls)?;
     let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
     Ok((Stream::Client(Box::new(tls)), is_http2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_lack_ourselves_blames_nobody() {
+        let tcp = |errno: Errno| ConnectCause::Tcp(io::Error::from_raw_os_error(errno.raw_os_error()));
+        for (errno, expected) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::ADDRNOTAVAIL, true),
+            (Errno::CONNREFUSED, false),
+            (Errno::HOSTUNREACH, false),
+        ] {
+            assert_eq!(tcp(errno).is_own_shortage(), expected, "{errno}");
+        }
+        assert!(!no_address().is_own_shortage());
+    }
 }

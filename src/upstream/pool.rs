@@ -100,6 +100,9 @@ struct Shared {
     meters: Arc<ServiceMeters>,
     cluster: Cluster,
     in_flight: AtomicUsize,
+    /// The last request on it got no head in time: the connection may be dead without a sign, and hyper's pings take their
+    /// time to find out. New requests take another one until something comes on it.
+    is_silent: AtomicBool,
     /// When its last request ended.
     used: Mutex<Instant>,
     /// What the peer allows, written by the connection's driver.
@@ -503,7 +506,8 @@ impl Shared {
     ) -> Self {
         meters.connections(cluster).idle_inc();
         let (in_flight, used) = (AtomicUsize::new(0), Mutex::new(Instant::now()));
-        Self { sender, made, meters, cluster, in_flight, used, allowed }
+        let is_silent = AtomicBool::new(false);
+        Self { sender, made, meters, cluster, in_flight, is_silent, used, allowed }
     }
 
     /// One request more; the first one makes the connection active.
@@ -531,7 +535,10 @@ impl Shared {
 
     /// No new request may have it.
     fn has_ended(&self, now: Instant) -> bool {
-        self.sender.is_closed() || now >= self.made.renew_at || self.made.endpoint.has_left()
+        self.sender.is_closed()
+            || now >= self.made.renew_at
+            || self.made.endpoint.has_left()
+            || self.is_silent.load(Ordering::Relaxed)
     }
 
     fn is_over(&self, is_over: &impl Fn(Instant) -> bool, now: Instant) -> bool {
@@ -601,10 +608,23 @@ impl Lease {
     pub async fn send(&mut self, request: Request<OutBody>) -> Result<Response<Incoming>, SendError> {
         let result = match &mut self.held {
             Held::Http1(connection) => connection.sender.try_send_request(request).await,
-            Held::Http2(shared) => shared.sender.clone().try_send_request(request).await,
+            Held::Http2(shared) => {
+                let result = shared.sender.clone().try_send_request(request).await;
+                if shared.is_silent.load(Ordering::Relaxed) && result.is_ok() {
+                    shared.is_silent.store(false, Ordering::Relaxed);
+                }
+                result
+            }
             Held::Gone => unreachable!("a lease sends before it is given back"),
         };
         result.map_err(|mut error| SendError { unsent: error.take_message(), error: error.into_error() })
+    }
+
+    /// The request got no head in time.
+    pub fn was_silent(&self) {
+        if let Held::Http2(shared) = &self.held {
+            shared.is_silent.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Gives the connection back after a whole exchange. A lease that is only dropped closes an HTTP/1.1 connection.
