@@ -205,6 +205,7 @@ impl Reporter<'_> {
             mode: match service.config.mode {
                 Mode::Proxy => "proxy",
                 Mode::Redirect => "redirect",
+                Mode::Passthrough => "passthrough",
             }
             .to_owned(),
             enabled: service.switches().enabled,

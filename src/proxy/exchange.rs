@@ -42,6 +42,9 @@ pub struct Exchange {
     answered_by: Target,
     status: u16,
     sent: u64,
+    received: u64,
+    /// No request, but a connection whose bytes are relayed.
+    is_relayed: bool,
     has_body: bool,
     upload: Option<Arc<Progress>>,
     tries: Vec<Try>,
@@ -71,12 +74,29 @@ impl Exchange {
             answered_by: Target::None,
             status: CLIENT_LEFT,
             sent: 0,
+            received: 0,
+            is_relayed: false,
             has_body: !request.body().is_end_stream(),
             upload: None,
             tries: Vec::new(),
             current: None,
             end: None,
         })
+    }
+
+    /// A connection has come whose bytes are relayed as they are, to the service with this server name.
+    pub fn of_connection(
+        telemetry: Arc<Telemetry>,
+        connection: &Connection,
+        service: &Arc<Service>,
+        server_name: &str,
+    ) -> Box<Self> {
+        let mut exchange = Self::begin(telemetry, connection, &Request::new(String::new()));
+        exchange.is_relayed = true;
+        exchange.client = connection.peer.ip().to_canonical();
+        exchange.host = HeaderValue::from_str(server_name).ok();
+        exchange.found(service);
+        exchange
     }
 
     /// When the request came.
@@ -203,6 +223,11 @@ impl Exchange {
         self.sent += bytes;
     }
 
+    /// Bytes that were relayed from the client and to it.
+    pub fn moved(&mut self, received: u64, sent: u64) {
+        (self.received, self.sent) = (received, sent);
+    }
+
     /// The last byte is on its way.
     pub fn ended(&mut self, now: Instant) {
         self.end = Some(now);
@@ -231,7 +256,7 @@ impl Exchange {
         }
         if let Some(service) = &self.service {
             let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let received = self.upload.as_ref().map_or(0, |upload| upload.bytes());
+            let received = self.upload.as_ref().map_or(self.received, |upload| upload.bytes());
             service.meters.request(self.answered_by, self.reason, status, duration, received, self.sent);
         }
         self.write(duration);
@@ -239,14 +264,12 @@ impl Exchange {
 
     fn write(&self, duration: Duration) {
         let target = self.target.as_ref().map_or("*", PathAndQuery::as_str);
+        let request =
+            RequestText::Parsed { method: self.method.as_str(), path_and_query: target, version: self.version };
         let line = Line {
             client: self.client,
-            request: RequestText::Parsed {
-                method: self.method.as_str(),
-                path_and_query: target,
-                version: self.version,
-            },
-            status: self.status,
+            request: if self.is_relayed { RequestText::Unparsed } else { request },
+            status: if self.is_relayed { 0 } else { self.status },
             bytes: self.sent,
             tries: &self.tries,
             request_time: duration,

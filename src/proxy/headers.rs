@@ -12,6 +12,7 @@ use http_body::Body;
 
 use super::grpc;
 use super::hop_by_hop::{self, Found};
+use super::origins;
 use super::rewrite::{self, Cookie};
 use super::sender::{RequestId, Scheme, Sender};
 use crate::config::Cluster;
@@ -191,6 +192,7 @@ pub fn copy(head: &request::Parts) -> request::Parts {
     copy.uri = head.uri.clone();
     copy.version = head.version;
     copy.headers = head.headers.clone();
+    copy.extensions = head.extensions.clone();
     copy
 }
 
@@ -205,6 +207,9 @@ pub fn address(head: &mut request::Parts, plan: &HeaderPlan, sender: &Sender<'_>
         address_http2(head, plan, host, to);
     } else {
         address_http1(head, host, to);
+    }
+    if !plan.origin_fields.is_empty() {
+        origins::address(head, plan, sender, to.cluster);
     }
     plan.request.retarget(&mut head.headers, &sender.variables(id, to.cluster));
 }
@@ -339,6 +344,9 @@ fn map_back(headers: &mut HeaderMap, found: Found, plan: &HeaderPlan, sender: &S
             each(headers, REFRESH, |value| rewrite::refresh(value, plan, sender));
         }
     }
+    if plan.rewrite_origin {
+        origins::map_back(headers, plan, sender);
+    }
     let mut dropped = 0;
     if plan.rewrite_cookie_domain && found.has(Found::SET_COOKIE) {
         each(headers, SET_COOKIE, |value| match rewrite::cookie(value, plan, sender) {
@@ -354,7 +362,11 @@ fn map_back(headers: &mut HeaderMap, found: Found, plan: &HeaderPlan, sender: &S
 }
 
 /// Replaces those values of a field for which `change` has another one.
-fn each(headers: &mut HeaderMap, name: HeaderName, mut change: impl FnMut(&HeaderValue) -> Option<HeaderValue>) {
+pub(super) fn each(
+    headers: &mut HeaderMap,
+    name: HeaderName,
+    mut change: impl FnMut(&HeaderValue) -> Option<HeaderValue>,
+) {
     if let Entry::Occupied(mut entry) = headers.entry(name) {
         for value in entry.iter_mut() {
             if let Some(changed) = change(value) {

@@ -9,10 +9,12 @@ pub mod grpc;
 pub mod headers;
 pub mod hop_by_hop;
 pub mod host;
+pub mod origins;
 pub mod reply;
 pub mod rewrite;
 pub mod sender;
 pub mod timeouts;
+pub mod tries;
 pub mod upgrade;
 
 use std::net::IpAddr;
@@ -27,10 +29,11 @@ use body::{Answer, ResponseBody};
 use connection::Connection;
 use exchange::Exchange;
 use failure::{Failure, Refusal};
-use forward::{Draft, Forwarded, Stop, forward};
+use forward::{Draft, Forwarded, forward};
 use host::Host;
 use sender::{RequestId, Scheme, Sender};
 use timeouts::Timer;
+use tries::Stop;
 use upgrade::Tunnel;
 
 use crate::config::{Cluster, Limits, UnknownHost};
@@ -40,7 +43,7 @@ use crate::routing::live::Live;
 use crate::routing::service::{Edge, Service};
 use crate::shutdown::Drain;
 use crate::telemetry::Telemetry;
-use crate::telemetry::labels::{FallbackCause, Reason};
+use crate::telemetry::labels::{FallbackCause, Reason, RejectCause};
 use crate::upstream::body::OutBody;
 
 /// Longer than any call lasts.
@@ -89,6 +92,23 @@ impl Proxy {
     /// What holds for every request.
     pub fn edge(&self) -> Arc<Edge> {
         self.live.edge()
+    }
+
+    /// The service of a TLS server name, where its connections are relayed as they are.
+    pub fn passed_through(&self, server_name: &str) -> Option<Arc<Service>> {
+        self.live.service(server_name).ok().filter(|service| service.passes_through())
+    }
+
+    /// A connection ends because of its PROXY header: it cannot be read, or it comes from a peer that is not trusted.
+    pub fn refused_proxy_header(&self, peer: IpAddr, trusted: bool) {
+        self.telemetry.process.rejected(RejectCause::Proxy);
+        if !trusted && self.suspicion.note_proxy_header(peer) {
+            tracing::warn!(
+                %peer,
+                "a private peer sends PROXY headers but is not trusted: its connections are closed; if it is your load \
+                 balancer, add listen.trusted_proxies: [\"{peer}\"] (or its network)"
+            );
+        }
     }
 
     /// Answers one request.
@@ -211,6 +231,11 @@ impl Proxy {
             return Err(Some(Refusal::Misdirected));
         }
         let service = match service {
+            Ok(service) if service.passes_through() => {
+                // Of a TLS connection that is another service's the client shall open one of its own.
+                let is_tls = connection.shown.is_some();
+                return Err(Some(if is_tls { Refusal::Misdirected } else { Refusal::UnknownHost }));
+            }
             Ok(service) => service,
             Err(edge) => {
                 return Err(match edge.unknown_host {
@@ -380,7 +405,7 @@ fn is_safe(method: &Method) -> bool {
 }
 
 /// Decisions for new that its state turned to old count as fallbacks too.
-fn count_diversion(service: &Service, decision: &Decision) {
+pub fn count_diversion(service: &Service, decision: &Decision) {
     match decision.reason {
         Reason::Breaker => service.meters.fallback(FallbackCause::Breaker),
         Reason::Unhealthy => service.meters.fallback(FallbackCause::Unhealthy),

@@ -17,7 +17,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::io::Guarded;
+use super::passthrough::{Passage, pass};
 use crate::config::ListenTimeouts;
+use crate::net::client_hello;
+use crate::net::peek::wait_for_more;
+use crate::net::proxy_protocol::{self, Found};
 use crate::net::stream::Stream;
 use crate::proxy::connection::{Connection, Flow, Place, Shown};
 use crate::proxy::failure::Refusal;
@@ -70,10 +74,10 @@ pub async fn serve(
 ) {
     let edge = proxy.edge();
     let opened = tokio::select! {
-        opened = open(socket, door, &edge) => opened,
+        opened = open(socket, peer, door, &edge, &proxy) => opened,
         () = last_word(&drain) => return,
     };
-    let (stream, shown, is_http2) = match opened {
+    let (peer, opened) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             tracing::debug!(%peer, %error, "connection ended before a request");
@@ -82,7 +86,13 @@ pub async fn serve(
     };
     let scheme = if door.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let flow = Arc::new(Flow::default());
-    let connection = Arc::new(Connection::new(worker, peer, scheme, shown, flow.clone(), place));
+    let connection = |shown| Connection::new(worker, peer, scheme, shown, flow.clone(), place);
+    let (stream, shown, is_http2) = match opened {
+        Opened::Http(stream, shown, is_http2) => (stream, shown, is_http2),
+        // Boxed, or every connection would be as large.
+        Opened::Passage(passage) => return Box::pin(pass(passage, &connection(None), &proxy)).await,
+    };
+    let connection = Arc::new(connection(shown));
     let stream = Guarded::new(stream, flow, edge.timeouts, !is_http2, drain.clone());
     if is_http2 {
         serve_http2(stream, connection, &edge, proxy, drain).await;
@@ -97,19 +107,58 @@ async fn last_word(drain: &Drain) {
     tokio::time::sleep(drain.last_word()).await;
 }
 
-/// The stream that HTTP is spoken on, and which HTTP.
-async fn open(socket: TcpStream, door: &Door, edge: &Edge) -> io::Result<(Stream, Option<Shown>, bool)> {
-    match &door.tls {
+/// What a socket turned out to be.
+enum Opened {
+    /// The stream that HTTP is spoken on, what a TLS client was shown, and whether it is HTTP/2.
+    Http(Stream, Option<Shown>, bool),
+    /// TLS that is not ours to end.
+    Passage(Passage),
+}
+
+/// Who has come, and what for.
+async fn open(
+    mut socket: TcpStream,
+    peer: SocketAddr,
+    door: &Door,
+    edge: &Edge,
+    proxy: &Proxy,
+) -> io::Result<(SocketAddr, Opened)> {
+    let peer = if edge.proxy_protocol { announced(&mut socket, peer, edge, proxy).await? } else { peer };
+    let opened = match &door.tls {
         None => {
             let is_http2 = tokio::time::timeout(edge.timeouts.header, speaks_http2(&socket)).await??;
-            Ok((Stream::Plain(socket), None, is_http2))
+            Opened::Http(Stream::Plain(socket), None, is_http2)
         }
-        Some(tls) => tokio::time::timeout(edge.timeouts.tls_handshake, tls.accept(socket)).await?,
+        Some(tls) => tokio::time::timeout(edge.timeouts.tls_handshake, tls.open(socket, edge, proxy)).await??,
+    };
+    Ok((peer, opened))
+}
+
+/// The other end, as a PROXY header of a trusted peer says, or as it is.
+async fn announced(socket: &mut TcpStream, peer: SocketAddr, edge: &Edge, proxy: &Proxy) -> io::Result<SocketAddr> {
+    let trusted = edge.trust.contains(peer.ip());
+    match tokio::time::timeout(edge.timeouts.header, proxy_protocol::read(socket, trusted)).await?? {
+        Found::Nothing | Found::Header(None) => Ok(peer),
+        Found::Header(Some(source)) => Ok(source),
+        Found::Refused => {
+            proxy.refused_proxy_header(peer.ip(), trusted);
+            Err(io::Error::new(io::ErrorKind::InvalidData, "a PROXY header that is not believed or not valid"))
+        }
     }
 }
 
 impl Tls {
-    async fn accept(&self, socket: TcpStream) -> io::Result<(Stream, Option<Shown>, bool)> {
+    async fn open(&self, socket: TcpStream, edge: &Edge, proxy: &Proxy) -> io::Result<Opened> {
+        if edge.passes_through
+            && let Some(server_name) = client_hello::peek(&socket).await?
+            && let Some(service) = proxy.passed_through(&server_name)
+        {
+            return Ok(Opened::Passage(Passage { socket, server_name, service }));
+        }
+        self.accept(socket).await
+    }
+
+    async fn accept(&self, socket: TcpStream) -> io::Result<Opened> {
         let stream = TlsAcceptor::from(self.config.clone()).accept(socket).await?;
         let session = stream.get_ref().1;
         let is_http2 = session.alpn_protocol() == Some(b"h2");
@@ -118,7 +167,7 @@ impl Tls {
             let is_covered = server_name.as_deref().is_some_and(|name| certificate.names.covers(name));
             Shown { server_name, certificate, is_covered }
         });
-        Ok((Stream::Server(Box::new(stream)), shown, is_http2))
+        Ok(Opened::Http(Stream::Server(Box::new(stream)), shown, is_http2))
     }
 }
 
@@ -130,8 +179,8 @@ async fn speaks_http2(socket: &TcpStream) -> io::Result<bool> {
         if seen == PREFACE.len() || seen == 0 || !PREFACE.starts_with(&start[..seen]) {
             return Ok(start[..seen] == *PREFACE);
         }
-        // One or two bytes that may become either: the socket stays readable, so waiting for it would spin.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        // One or two bytes that may become either.
+        wait_for_more(socket, seen).await?;
     }
 }
 

@@ -48,13 +48,15 @@ struct Backend {
     name: Option<Arc<Name>>,
 }
 
-/// The HTTP version that a request asks of a connection.
+/// What is asked of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2, or HTTP/1.1 where ALPN says so.
     Http2,
+    /// TCP alone, whatever the protocol is: the bytes are not ours.
+    Bytes,
 }
 
 /// A connection that is ready for HTTP.
@@ -150,6 +152,11 @@ impl Target {
             && self.identity == other.identity
             && self.timeout == other.timeout
             && self.authorities().eq(other.authorities())
+    }
+
+    /// With whom TLS is spoken, where it is.
+    fn tls(&self, wanted: Wanted) -> Option<&Identity> {
+        self.identity.as_deref().filter(|_| wanted != Wanted::Bytes)
     }
 
     /// The addresses behind the names.
@@ -250,7 +257,7 @@ pub async fn connect(
     if let Some(meters) = meters.filter(|_| target.cluster == Cluster::New) {
         meters.connect_phase(Phase::Dns, resolved - start);
         meters.connect_phase(Phase::Connect, connected - resolved);
-        if target.identity.is_some() {
+        if target.tls(wanted).is_some() {
             meters.connect_phase(Phase::Tls, now - connected);
         }
     }
@@ -269,7 +276,7 @@ async fn open(
     let tcp = within(deadline, Phase::Connect, tcp).await?;
     tune(&tcp);
     let connected = Instant::now();
-    let (stream, is_http2) = match &target.identity {
+    let (stream, is_http2) = match target.tls(wanted) {
         None => (Stream::Plain(tcp), target.protocol == Protocol::H2c),
         Some(identity) => within(deadline, Phase::Tls, handshake(target, identity, wanted, host, tcp)).await?,
     };
@@ -311,7 +318,7 @@ async fn handshake(
     let of_request = || ServerName::try_from(host?).ok().map(|name| name.to_owned());
     let name = target.server_name.clone().or_else(of_request).ok_or(ConnectCause::ServerName)?;
     let config = match wanted {
-        Wanted::Http1 => identity.http1.clone(),
+        Wanted::Http1 | Wanted::Bytes => identity.http1.clone(),
         Wanted::Http2 => identity.http2.clone(),
     };
     let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(ConnectCause::Tls)?;

@@ -5,6 +5,7 @@ pub mod body;
 pub mod breaker;
 pub mod budget;
 pub mod connect;
+pub mod direct;
 pub mod dns;
 pub mod endpoints;
 pub mod health;

@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 
 use super::body::OutBody;
 use super::connect::{ConnectCause, ConnectError, Connected, Target, Wanted, connect};
+use super::direct::Direct;
 use super::endpoints::Endpoint;
 use super::resolve::{Known, Resolver};
 use crate::config::Cluster;
@@ -234,6 +235,18 @@ impl Pool {
         deadline: Instant,
     ) -> Result<Connected, ConnectError> {
         connect(&self.target, &self.resolver, wanted, Some(host), deadline, None).await
+    }
+
+    /// A connection that the pool never sees, for bytes that are relayed as they are.
+    ///
+    /// # Errors
+    ///
+    /// It could not be made in time.
+    pub async fn connect_directly(self: &Arc<Self>, deadline: Instant) -> Result<Direct, ConnectError> {
+        self.follow();
+        let connected =
+            connect(&self.target, &self.resolver, Wanted::Bytes, None, deadline, Some(&self.meters)).await?;
+        Ok(Direct::new(self.clone(), connected))
     }
 
     async fn make(self: &Arc<Self>, demand: Demand<'_>) -> Result<Lease, ConnectError> {
@@ -458,7 +471,7 @@ impl Pool {
         self.idle.fetch_sub(count, Ordering::Relaxed);
     }
 
-    fn gauge(&self) -> &ConnectionGauge {
+    pub(super) fn gauge(&self) -> &ConnectionGauge {
         self.meters.connections(self.target.cluster)
     }
 }
