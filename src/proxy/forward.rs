@@ -10,6 +10,7 @@ use super::exchange::Exchange;
 use super::failure::Failure;
 use super::grpc;
 use super::headers::{self, Destination, Length};
+use super::interim::Interim;
 use super::sender::{RequestId, Sender};
 use super::timeouts::Timer;
 use super::tries::{Next, Stop, Tries, reason_of};
@@ -40,6 +41,8 @@ pub struct Draft<'a> {
     pub body: Option<OutBody>,
     /// Where the body can be watched.
     pub upload: Option<Arc<Progress>>,
+    /// Who hears of interim responses.
+    pub interim: Interim,
     /// The upgrade that the client asks for.
     pub upgrade: Option<HeaderValue>,
     /// A safe request without a body (RFC 9110, 9.2.1): the head alone is the whole request. Kept apart from the head,
@@ -177,7 +180,8 @@ impl Draft<'_> {
         };
         let mut lease = pool.lease(demand).await.map_err(|error| (error.address, Failure::Connect(error)))?;
         let address = Some(lease.address());
-        let request = self.request(cluster, &lease);
+        let mut request = self.request(cluster, &lease);
+        self.interim.listen(&mut request, lease.version());
         let allowed = limit.saturating_duration_since(start);
         let upload = self.upload.clone().filter(|_| self.stands_still);
         let later = || upload.as_ref().and_then(|upload| upload.stood_still_until()).map(|last| last + allowed);

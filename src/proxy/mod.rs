@@ -9,6 +9,7 @@ pub mod grpc;
 pub mod headers;
 pub mod hop_by_hop;
 pub mod host;
+pub mod interim;
 pub mod origins;
 pub mod reply;
 pub mod rewrite;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Request, Response, header};
+use http::{HeaderMap, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
 
 use body::{Answer, ResponseBody};
@@ -31,6 +32,7 @@ use exchange::Exchange;
 use failure::{Failure, Refusal};
 use forward::{Draft, Forwarded, forward};
 use host::Host;
+use interim::Interim;
 use sender::{RequestId, Scheme, Sender};
 use timeouts::Timer;
 use tries::Stop;
@@ -44,7 +46,7 @@ use crate::routing::service::{Edge, Service};
 use crate::shutdown::Drain;
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::{FallbackCause, Reason, RejectCause};
-use crate::upstream::body::OutBody;
+use crate::upstream::body::{Gate, OutBody};
 
 /// Longer than any call lasts.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -154,9 +156,12 @@ impl Proxy {
         let sender = found.sender(connection);
         let client_upgrade = hyper::upgrade::on(&mut request);
         let mut timer = Timer::new(connection.flow.clone());
-        let mut draft = found.draft(&sender, connection, request, is_grpc, &mut exchange);
+        let gate = expects_continue(&request).then(Arc::<Gate>::default);
+        let interim = Interim::new(&connection.flow, request.version(), gate).await;
+        let mut draft = found.draft(&sender, connection, request, is_grpc, interim, &mut exchange);
         let forwarded = forward(&mut draft, &decision, &mut exchange, &mut timer).await;
         drop(in_flight);
+        draft.interim.written().await;
         let (upload, wants_upgrade, own_deadline) = (draft.upload.take(), draft.upgrade.is_some(), draft.own_deadline);
         match forwarded {
             Err(Stop::Refused(refusal)) => Ok(reply::refused(exchange, refusal, is_grpc)),
@@ -290,11 +295,14 @@ impl Found {
         connection: &Connection,
         request: Request<Incoming>,
         is_grpc: bool,
+        interim: Interim,
         exchange: &mut Exchange,
     ) -> Draft<'a> {
         let service = &self.service;
         let (mut head, body) = request.into_parts();
-        let (body, upload) = OutBody::new(body, service.edge.limits.request_body, service.edge.timeouts.body_idle);
+        let gate = interim.gate().cloned();
+        let (body, upload) =
+            OutBody::new(body, service.edge.limits.request_body, service.edge.timeouts.body_idle, gate);
         if let Some(upload) = &upload {
             exchange.uploads(upload.clone());
         }
@@ -316,6 +324,7 @@ impl Found {
             body: Some(body),
             repeatable: upload.is_none() && upgrade.is_none() && is_safe(exchange.method()),
             upload,
+            interim,
             upgrade,
             is_grpc,
             worker: connection.worker,
@@ -397,6 +406,15 @@ fn has_one_coding(request: &Request<Incoming>) -> bool {
     }
     let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
     codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
+}
+
+/// The client sends its body only when it is asked for it (RFC 9110, 10.1.1). hyper asks as soon as the body is read.
+fn expects_continue<B>(request: &Request<B>) -> bool {
+    request.version() == Version::HTTP_11
+        && request
+            .headers()
+            .get(header::EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Methods without an effect (RFC 9110, 9.2.1).

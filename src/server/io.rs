@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
@@ -52,6 +53,8 @@ pub struct Guarded {
     draining_since: Option<Instant>,
     /// We have said our last, and listen to the rest.
     farewell: Option<Farewell>,
+    /// The rest of interim heads that are being written.
+    interim: Bytes,
     served: u32,
     was_busy: bool,
 }
@@ -84,6 +87,7 @@ impl Guarded {
             write_since: None,
             draining_since: None,
             farewell: None,
+            interim: Bytes::new(),
             served: 0,
             was_busy: false,
         }
@@ -230,6 +234,28 @@ impl Guarded {
         Poll::Ready(())
     }
 
+    /// Writes interim heads. hyper flushes at every turn of the connection, but never while an answer before is still in its
+    /// buffer, so they land between two answers.
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.interim.is_empty() {
+                self.interim = self.flow.take_interim().into();
+            }
+            while !self.interim.is_empty() {
+                let written = ready!(Pin::new(self.io.inner_mut()).poll_write(cx, &self.interim))?;
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.interim.advance(written);
+            }
+            if self.flow.interim_written() {
+                // The final head may wait for this.
+                cx.waker().wake_by_ref();
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
     fn wrote<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.write_since = None;
@@ -295,6 +321,12 @@ impl Write for Guarded {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.flow.has_interim() || !this.interim.is_empty() {
+            let written = this.poll_interim(cx);
+            if let Poll::Pending | Poll::Ready(Err(_)) = written {
+                return this.wrote(cx, written);
+            }
+        }
         let flushed = Pin::new(&mut this.io).poll_flush(cx);
         this.wrote(cx, flushed)
     }
