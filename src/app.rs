@@ -15,21 +15,23 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
-use crate::config::{self, Config, ConfigError, Environment, Listen};
+use crate::config::{Config, ConfigError, Environment, Listen};
 use crate::control::candidate::{Candidate, Compiled};
 use crate::control::keeper::Keeper;
+use crate::control::listeners::{self, Listeners, Socket};
 use crate::control::opening::{self, Opening};
 use crate::control::reload::{Parts, ReloadHandle, Reloader};
 use crate::control::state_file::StateFile;
 use crate::control::status::{self, Status};
 use crate::control::watch::Watch;
 use crate::net::listener::Bound;
+use crate::net::relay::FAREWELL;
 use crate::proxy::Proxy;
 use crate::readiness::Readiness;
 use crate::routing::client_address::Suspicion;
 use crate::routing::live::Live;
 use crate::routing::snapshot::Means;
-use crate::server::accept::accept;
+use crate::server::accept::Acceptor;
 use crate::server::connection::{Door, Tls};
 use crate::server::worker::{self, Worker};
 use crate::shutdown::{self, Drain, Trigger};
@@ -37,6 +39,7 @@ use crate::telemetry::labels::ListenerKind;
 use crate::telemetry::logs::LogHandle;
 use crate::telemetry::{Telemetry, logs, machine};
 use crate::tls::certificates::{self, Certificates};
+use crate::upstream::dns::Sources;
 use crate::upstream::resolve::Resolver;
 
 /// Connections that are allowed when the descriptor limit is unknown or unlimited.
@@ -59,6 +62,8 @@ pub struct Options {
     pub config: PathBuf,
     /// Environment variables.
     pub environment: Environment,
+    /// Where names are looked up.
+    pub names: Sources,
 }
 
 /// Where the process listens, with the ports that the system chose.
@@ -87,7 +92,7 @@ pub enum StartError {
 pub struct App {
     /// Where it listens.
     pub addresses: Addresses,
-    drain: config::Drain,
+    live: Arc<Live>,
     readiness: Readiness,
     telemetry: Arc<Telemetry>,
     reload: ReloadHandle,
@@ -117,19 +122,21 @@ impl App {
     ///
     /// Every mistake in the file, or the first thing that the system refuses.
     pub fn start(options: Options) -> Result<Self, StartError> {
-        let Options { config: path, environment } = options;
+        let Options { config: path, environment, names } = options;
         let mut threads = Threads::new()?;
         let entered = threads.control.clone();
         let _entered = entered.enter();
-        let opened = opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &threads));
+        let opened =
+            opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &names, &threads));
         let Opening { first, compiled, watch, broken, before, last_good, damaged } =
             opened.map_err(StartError::Config)?;
         let Prepared { compiled, resolver, workers, logs } = compiled;
         let config = first.config().clone();
         let certificates = Certificates::new(compiled.certificates);
         let tls = tls(&config.listen, &certificates, &first)?;
-        let sockets = Sockets::bind(&config.listen)?;
-        let addresses = sockets.addresses();
+        let sockets = listeners::bind(&config.listen)
+            .map_err(|error| StartError::Other(format!("{}: {error}: {}", error.key, error.advice)))?;
+        let addresses = Addresses::of(&sockets);
         let telemetry =
             Telemetry::new(&config.log, workers).map_err(|error| StartError::Config(first.unwritable(&error)))?;
         let telemetry = Arc::new(telemetry);
@@ -156,7 +163,8 @@ impl App {
         let proxy = Arc::new(Proxy::new(live.clone(), telemetry.clone(), suspicion.clone(), drain.clone()));
         let heartbeats = threads.start_workers(workers, &proxy, &drain)?;
         let places = Arc::new(Semaphore::new(connection_limit(&config)));
-        threads.start_acceptor(sockets.http, sockets.https, tls, &heartbeats.handles, &places, &drain)?;
+        let acceptor = Acceptor { workers: heartbeats.handles, places, drain: drain.clone() };
+        let acceptor = threads.start_acceptor(acceptor)?;
 
         let state = AdminState {
             live: live.clone(),
@@ -168,12 +176,22 @@ impl App {
             keeps_alone: environment.contains_key("KUBERNETES_SERVICE_HOST") && !config.listen.admin.ip().is_loopback(),
             is_alive: Box::new(heartbeats.is_alive),
         };
-        let listener = sockets.admin.into_listener().map_err(other("listen.admin"))?;
+        let opener = Opener {
+            acceptor,
+            plain: Arc::new(Door { kind: ListenerKind::Http, tls: None }),
+            secure: Arc::new(Door { kind: ListenerKind::Https, tls }),
+            control: threads.control.clone(),
+            admin: Arc::new(state),
+            admin_drain,
+        };
+        let open = move |kind, bound, retired| opener.open(kind, bound, retired);
+        let listeners = Listeners::start(sockets, Box::new(open)).map_err(other("a listener"))?;
         let parts = Parts {
             path,
             environment,
             workers,
             live: live.clone(),
+            listeners: Arc::new(listeners),
             certificates,
             resolver,
             telemetry: telemetry.clone(),
@@ -186,18 +204,8 @@ impl App {
         let reload = reloader.handle();
         threads.start_control(reloader, watch, &live, status, &drain);
         threads.control.spawn(keeper.run(drain.clone()));
-        threads.control.spawn(admin::serve(listener, Arc::new(state), admin_drain));
         drop(starting);
-        Ok(Self {
-            addresses,
-            drain: config.drain,
-            readiness,
-            telemetry,
-            reload,
-            trigger,
-            admin: admin_trigger,
-            threads,
-        })
+        Ok(Self { addresses, live, readiness, telemetry, reload, trigger, admin: admin_trigger, threads })
     }
 
     /// Serves until SIGTERM or SIGINT, then ends gracefully; true when all open work was finished. SIGHUP reloads,
@@ -211,44 +219,58 @@ impl App {
             }
         };
         for wish in &wishes {
-            match wish {
-                Wish::Reload => self.reload.reload_now(),
-                Wish::Reopen => {
-                    if let Err(error) = self.telemetry.reopen() {
-                        tracing::error!(%error, "cannot open a log file anew");
-                    }
-                }
-                Wish::Stop(name) => {
-                    tracing::info!(signal = name, "draining");
-                    break;
-                }
+            if let Wish::Stop(name) = wish {
+                tracing::info!(signal = name, "draining");
+                break;
             }
+            heed(&wish, &self.reload, &self.telemetry);
         }
-        let second = std::thread::Builder::new().name("second-signal".to_owned()).spawn(move || {
-            if wishes.into_iter().any(|wish| matches!(wish, Wish::Stop(_))) {
-                std::process::exit(1);
+        let (reload, telemetry) = (self.reload.clone(), self.telemetry.clone());
+        let later = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            for wish in wishes {
+                if let Wish::Stop(name) = wish {
+                    tracing::warn!(signal = name, "told to stop once more, ending at once");
+                    std::process::exit(1);
+                }
+                heed(&wish, &reload, &telemetry);
             }
         });
         // Without that thread a second signal is ignored, which is no reason to stay.
-        drop(second);
+        drop(later);
         self.shutdown()
     }
 
-    /// Not ready, then no new work, then the end; true when all open work was finished in time.
+    /// Not ready, then no new work, then the end; true when all open work was finished in time. What the configuration
+    /// says of the drain counts as it is when each step begins.
     pub fn shutdown(mut self) -> bool {
         self.readiness.close();
         let finished = self.threads.control.block_on(async {
-            tokio::time::sleep(self.drain.delay).await;
-            let finished = self.trigger.drain(self.drain.grace).await;
+            tokio::time::sleep(self.live.snapshot().config.drain.delay).await;
+            let finished = self.finish(self.live.snapshot().config.drain.grace).await;
             self.admin.drain(Duration::from_millis(100)).await;
             finished
         });
-        if !finished {
-            tracing::warn!(open = self.trigger.open(), "the grace is over, closing what is open");
-        }
         self.threads.end();
         self.telemetry.close(LAST_LINES);
         tracing::info!(finished, "ended");
+        finished
+    }
+
+    /// Finishes open work within `grace`. What would last longer is sent home in its second half, one after the other and
+    /// with time left for the farewell.
+    async fn finish(&self, grace: Duration) -> bool {
+        let half = grace / 2;
+        tracing::info!(open = self.trigger.open(), ?grace, "no new work, finishing what is open");
+        self.trigger.start(grace);
+        if self.trigger.finished(half).await {
+            return true;
+        }
+        self.live.send_home(half.saturating_sub(FAREWELL * 2).max(half / 2));
+        let finished = self.trigger.finished(half).await;
+        if !finished {
+            tracing::warn!(open = self.trigger.open(), "the grace is over, closing what is open");
+            self.trigger.cut();
+        }
         finished
     }
 
@@ -276,6 +298,19 @@ impl App {
     }
 }
 
+/// What can be done beside serving.
+fn heed(wish: &Wish, reload: &ReloadHandle, telemetry: &Telemetry) {
+    match wish {
+        Wish::Stop(_) => {}
+        Wish::Reload => reload.reload_now(),
+        Wish::Reopen => {
+            if let Err(error) = telemetry.reopen() {
+                tracing::error!(%error, "cannot open a log file anew");
+            }
+        }
+    }
+}
+
 /// A configuration with nothing left to do but to serve it.
 struct Prepared {
     compiled: Compiled,
@@ -285,11 +320,16 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn of(candidate: &Candidate, environment: &Environment, threads: &Threads) -> Result<Self, ConfigError> {
+    fn of(
+        candidate: &Candidate,
+        environment: &Environment,
+        names: &Sources,
+        threads: &Threads,
+    ) -> Result<Self, ConfigError> {
         let config = candidate.config();
         let logs = logs::init(config.log.level, config.log.format);
         let workers = config.workers.unwrap_or_else(usable_cpus);
-        let resolver = Resolver::new(config.dns, threads.control.clone());
+        let resolver = Resolver::new(config.dns, names.clone(), threads.control.clone());
         let compiled = candidate.compile(None, &Means { environment, resolver: &resolver, workers })?;
         Ok(Self { compiled, resolver, workers, logs })
     }
@@ -358,25 +398,12 @@ impl Threads {
         Ok(Heartbeats { handles, is_alive })
     }
 
-    fn start_acceptor(
-        &mut self,
-        http: Vec<Bound>,
-        https: Vec<Bound>,
-        tls: Option<Tls>,
-        workers: &[worker::Handle],
-        places: &Arc<Semaphore>,
-        drain: &Drain,
-    ) -> Result<(), StartError> {
+    /// The acceptor's thread, and the way to give it listeners.
+    fn start_acceptor(&mut self, acceptor: Acceptor) -> Result<(Acceptor, Handle), StartError> {
         let runtime = runtime().map_err(other("the acceptor's runtime"))?;
-        let plain = Arc::new(Door { kind: ListenerKind::Http, tls: None });
-        let secure = Arc::new(Door { kind: ListenerKind::Https, tls });
-        let doors = http.into_iter().map(|bound| (bound, plain.clone()));
-        for (bound, door) in doors.chain(https.into_iter().map(|bound| (bound, secure.clone()))) {
-            let _entered = runtime.enter();
-            let listener = bound.into_listener().map_err(other("a listener"))?;
-            runtime.spawn(accept(listener, door, workers.to_vec(), places.clone(), drain.clone()));
-        }
-        self.start("acceptor", runtime, async {})
+        let handle = runtime.handle().clone();
+        self.start("acceptor", runtime, async {})?;
+        Ok((acceptor, handle))
     }
 
     fn start_control(&self, reloader: Reloader, watch: Watch, live: &Arc<Live>, status: Arc<Status>, drain: &Drain) {
@@ -401,42 +428,44 @@ impl Drop for Threads {
     }
 }
 
-/// Bound, not yet accepting.
-struct Sockets {
-    http: Vec<Bound>,
-    https: Vec<Bound>,
-    admin: Bound,
-}
-
-impl Sockets {
-    fn bind(listen: &Listen) -> Result<Self, StartError> {
-        let all =
-            |key: &str, addresses: &[SocketAddr]| addresses.iter().map(|a| bind(key, *a)).collect::<Result<_, _>>();
-        Ok(Self {
-            http: all("listen.http", &listen.http)?,
-            https: all("listen.https", &listen.https)?,
-            admin: bind("listen.admin", listen.admin)?,
-        })
-    }
-
-    fn addresses(&self) -> Addresses {
-        let all = |bound: &[Bound]| bound.iter().map(Bound::address).collect();
-        Addresses { http: all(&self.http), https: all(&self.https), admin: self.admin.address() }
+impl Addresses {
+    fn of(sockets: &[Socket]) -> Self {
+        let all = |kind| sockets.iter().filter(move |socket| socket.kind == kind).map(|socket| socket.bound.address());
+        Self {
+            http: all(listeners::Kind::Http).collect(),
+            https: all(listeners::Kind::Https).collect(),
+            admin: all(listeners::Kind::Admin).next().expect("there is always an admin port"),
+        }
     }
 }
 
-fn bind(key: &str, address: SocketAddr) -> Result<Bound, StartError> {
-    Bound::bind(address).map_err(|error| {
-        let advice = match error.kind() {
-            io::ErrorKind::AddrInUse => "the port is in use; stop the other process or choose another port",
-            io::ErrorKind::PermissionDenied => {
-                "ports below 1024 need a privilege; choose a higher one and map it in the Service"
+/// Puts a socket to use, at the start and later.
+struct Opener {
+    acceptor: (Acceptor, Handle),
+    plain: Arc<Door>,
+    secure: Arc<Door>,
+    control: Handle,
+    admin: Arc<AdminState>,
+    admin_drain: Drain,
+}
+
+impl Opener {
+    fn open(&self, kind: listeners::Kind, bound: Bound, retired: CancellationToken) -> io::Result<()> {
+        let (acceptor, runtime) = &self.acceptor;
+        let door = match kind {
+            listeners::Kind::Http => &self.plain,
+            listeners::Kind::Https => &self.secure,
+            listeners::Kind::Admin => {
+                let _entered = self.control.enter();
+                let (state, drain) = (self.admin.clone(), self.admin_drain.clone());
+                self.control.spawn(admin::serve(bound.into_listener()?, state, drain, retired));
+                return Ok(());
             }
-            io::ErrorKind::AddrNotAvailable => "this machine has no such address",
-            _ => "the system refuses it",
         };
-        StartError::Other(format!("{key}: cannot listen on {address}: {error}: {advice}"))
-    })
+        let _entered = runtime.enter();
+        runtime.spawn(acceptor.clone().run(bound.into_listener()?, door.clone(), retired));
+        Ok(())
+    }
 }
 
 fn tls(listen: &Listen, certificates: &Arc<Certificates>, first: &Candidate) -> Result<Option<Tls>, StartError> {

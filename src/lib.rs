@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | [`config`] | what the operator wrote: text in, a checked [`Config`] or every mistake with its place out |
 //! | [`routing`] | what is served: the [`Snapshot`], its [`Service`]s, their rules and shares, and [`decide`] |
-//! | [`upstream`] | one backend: names, connections, the [`Pool`], the [`Breaker`], the [`Health`] check |
+//! | [`upstream`] | one backend: names, addresses, connections, the [`Pool`], the [`Breaker`], the [`Health`] check |
 //! | [`proxy`] | one request from head to last byte |
 //! | [`server`] | sockets, TLS and HTTP towards clients, spread over the workers |
 //! | [`control`] | files that change, and the report of what is and was |
@@ -59,6 +59,8 @@
 //!
 //! - **Reload**: [`Watch`] sees a change, [`Candidate`] reads, decodes and compiles it with everything it names,
 //!   [`Live::install`] serves it, and [`Reloader`] audits what changed. A mistake in any step leaves all as it was.
+//! - **Names**: [`Resolver`] looks every name in use up again at its TTL; its answers reach [`Endpoints`], which chooses an
+//!   address for each new connection, and the [`Pool`], which closes connections to addresses that have left.
 //! - **Start**: [`App::start`] takes the same steps before it binds a socket; a mistake in any of them ends the process.
 //! - **Stop**: [`App::shutdown`]: not ready, still accepting for `drain.delay`, then open work may finish within
 //!   `drain.grace`, then the admin port, the threads and the last log lines.
@@ -99,6 +101,7 @@
 //! [`Candidate`]: control::candidate::Candidate
 //! [`Config`]: config::Config
 //! [`Decision`]: routing::decide::Decision
+//! [`Endpoints`]: upstream::endpoints::Endpoints
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
 //! [`Health`]: upstream::health::Health
@@ -110,6 +113,7 @@
 //! [`Pool`]: upstream::pool::Pool
 //! [`Proxy::handle`]: proxy::Proxy::handle
 //! [`Reloader`]: control::reload::Reloader
+//! [`Resolver`]: upstream::resolve::Resolver
 //! [`ResponseBody`]: proxy::body::ResponseBody
 //! [`Service::decide`]: routing::service::Service::decide
 //! [`Service`]: routing::service::Service

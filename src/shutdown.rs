@@ -2,16 +2,19 @@
 //! lives longer than one call holds a [`Drain`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+/// How long a quiet connection is kept after the start of the drain: a request that was just on its way is answered.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 /// Makes the two ends.
 pub fn channel() -> (Trigger, Drain) {
-    let drain = Drain { started: Arc::default(), token: CancellationToken::new(), open: TaskTracker::new() };
+    let drain = Drain { state: Arc::default(), token: CancellationToken::new(), open: TaskTracker::new() };
     (Trigger { drain: drain.clone() }, drain)
 }
 
@@ -22,12 +25,30 @@ pub struct Trigger {
 }
 
 impl Trigger {
-    /// Tells everybody to finish and waits up to `grace`; true when nothing was left open.
-    pub async fn drain(&self, grace: Duration) -> bool {
-        self.drain.started.store(true, Ordering::Release);
+    /// Tells everybody to finish; they will have `grace` for it.
+    pub fn start(&self, grace: Duration) {
+        let state = &self.drain.state;
+        let last_word = LAST_WORD.min(grace / 4);
+        state.last_word.store(u64::try_from(last_word.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        state.started.store(true, Ordering::Release);
         self.drain.token.cancel();
         self.drain.open.close();
-        tokio::time::timeout(grace, self.drain.open.wait()).await.is_ok()
+    }
+
+    /// Waits until nothing is left open, but no longer than this; true when nothing is.
+    pub async fn finished(&self, within: Duration) -> bool {
+        tokio::time::timeout(within, self.drain.open.wait()).await.is_ok()
+    }
+
+    /// Tells everybody to finish and waits up to `grace`; true when nothing was left open.
+    pub async fn drain(&self, grace: Duration) -> bool {
+        self.start(grace);
+        self.finished(grace).await
+    }
+
+    /// The grace is over: what is still open will be cut.
+    pub fn cut(&self) {
+        self.drain.state.cut.store(true, Ordering::Release);
     }
 
     /// Connections and tunnels that are still open.
@@ -40,9 +61,17 @@ impl Trigger {
 #[derive(Clone, Debug)]
 pub struct Drain {
     /// Asked for at every turn of a connection, so it costs one load and no lock.
-    started: Arc<AtomicBool>,
+    state: Arc<State>,
     token: CancellationToken,
     open: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    started: AtomicBool,
+    cut: AtomicBool,
+    /// In milliseconds.
+    last_word: AtomicU64,
 }
 
 impl Drain {
@@ -53,7 +82,17 @@ impl Drain {
 
     /// Whether the drain has started.
     pub fn has_started(&self) -> bool {
-        self.started.load(Ordering::Acquire)
+        self.state.started.load(Ordering::Acquire)
+    }
+
+    /// Whether the grace is over and what is open is being cut.
+    pub fn is_cut(&self) -> bool {
+        self.state.cut.load(Ordering::Acquire)
+    }
+
+    /// How long a quiet connection is kept once the drain has started: a short part of the grace.
+    pub fn last_word(&self) -> Duration {
+        Duration::from_millis(self.state.last_word.load(Ordering::Relaxed))
     }
 
     /// Work that the end waits for, until the guard is dropped.
@@ -75,5 +114,15 @@ mod tests {
         assert!(drain.has_started());
         drop(held);
         assert!(trigger.drain(Duration::from_secs(1)).await);
+    }
+
+    #[test]
+    fn a_short_grace_leaves_a_shorter_last_word() {
+        for (grace, expected) in [(30_000, 1000), (4_000, 1000), (1_000, 250), (0, 0)] {
+            let (trigger, drain) = channel();
+            trigger.start(Duration::from_millis(grace));
+
+            assert_eq!(drain.last_word(), Duration::from_millis(expected), "{grace} ms");
+        }
     }
 }

@@ -78,6 +78,7 @@ fn default_service() -> config::Service {
             request_id: http::HeaderName::from_static("x-request-id"),
             rewrite_location: true,
             rewrite_cookie_domain: true,
+            rewrite_origin: false,
             strip: vec![http::HeaderName::from_static("alt-svc")],
             reveal: config::Reveal::Trusted,
             via: false,

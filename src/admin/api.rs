@@ -52,6 +52,7 @@ struct MigrationBody {
     reason: Option<String>,
     #[serde(rename = "for")]
     clock: Option<Value>,
+    close_streams: Option<Value>,
 }
 
 /// `PUT` of safe-mode and freeze.
@@ -61,6 +62,7 @@ struct SwitchBody {
     on: bool,
     reason: Option<String>,
     service: Option<String>,
+    close_streams: Option<Value>,
 }
 
 /// `POST` of confirm.
@@ -131,7 +133,8 @@ impl Action {
                     percentage: body.percentage.as_ref().map(share).transpose().map_err(bad_value)?,
                     enabled: body.enabled,
                     methods: body.methods.map(|m| methods(&m)).transpose().map_err(bad_value)?,
-                    clock: body.clock.as_ref().map(duration).transpose().map_err(bad_value)?,
+                    clock: duration(body.clock.as_ref(), "for")?,
+                    close_streams: duration(body.close_streams.as_ref(), "close_streams")?,
                 };
                 if migration.percentage.is_none() && migration.enabled.is_none() && migration.methods.is_none() {
                     return Err(bad_value("name a percentage, enabled or methods".to_owned()));
@@ -141,7 +144,8 @@ impl Action {
             Self::Confirm(services) => (Change::Confirm(services), parsed::<ConfirmBody>(body)?.reason),
             Self::SafeMode(service) => {
                 let body: SwitchBody = parsed(body)?;
-                (Change::SafeMode { services: service.or(body.service), on: body.on }, body.reason)
+                let close_streams = duration(body.close_streams.as_ref(), "close_streams")?;
+                (Change::SafeMode { services: service.or(body.service), on: body.on, close_streams }, body.reason)
             }
             Self::Freeze => {
                 let body: SwitchBody = parsed(body)?;
@@ -205,12 +209,14 @@ fn methods(names: &[String]) -> Result<Vec<Method>, String> {
     names.iter().map(|name| config::method(name)).collect()
 }
 
-fn duration(value: &Value) -> Result<Duration, String> {
-    match value {
-        Value::String(text) => config::duration(text),
-        Value::Number(number) => config::duration(&number.to_string()),
-        _ => Err("for: a duration such as \"30m\"".to_owned()),
-    }
+fn duration(value: Option<&Value>, key: &str) -> Result<Option<Duration>, Refused> {
+    let duration = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) => config::duration(text),
+        Some(Value::Number(number)) => config::duration(&number.to_string()),
+        Some(_) => Err("a duration such as \"30m\"".to_owned()),
+    };
+    duration.map(Some).map_err(|why| bad_value(format!("{key}: {why}")))
 }
 
 fn check_reason(reason: Option<&str>) -> Result<(), Refused> {

@@ -23,6 +23,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::control::keeper::Keeper;
 use crate::control::report::{self, Reporter};
@@ -78,15 +79,16 @@ struct ReadyReport {
     missing: Vec<&'static str>,
 }
 
-/// Serves until the drain starts. The drain is that of this port: it begins after that of the data ports has ended, so
-/// that probes can see it.
-pub async fn serve(listener: Listener, state: Arc<AdminState>, drain: Drain) {
+/// Serves until the drain starts, or until this socket is `retired` because the port is another one. The drain is that of
+/// this port: it begins after that of the data ports has ended, so that probes can see it.
+pub async fn serve(listener: Listener, state: Arc<AdminState>, drain: Drain, retired: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (socket, peer) = tokio::select! {
             accepted = listener.accept() => accepted,
             () = drain.started() => return,
+            () = retired.cancelled() => return,
         };
         let (state, drain) = (state.clone(), drain.clone());
         #[expect(
@@ -216,7 +218,7 @@ mod tests {
                 is_alive: Box::new(move || heart.load(Ordering::Relaxed)),
             };
             let (trigger, drain) = shutdown::channel();
-            tokio::runtime::Handle::current().spawn(serve(listener, Arc::new(state), drain));
+            tokio::runtime::Handle::current().spawn(serve(listener, Arc::new(state), drain, CancellationToken::new()));
             Self { address, readiness: bench.readiness.clone(), is_alive, trigger, bench }
         }
 

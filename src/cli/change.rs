@@ -192,6 +192,18 @@ impl Switch {
     }
 }
 
+/// Asks for the end of what lasts on new.
+pub(super) fn close_streams(body: &mut Map<String, Value>, over: Option<Duration>) {
+    if let Some(over) = over {
+        body.insert("close_streams".to_owned(), json!(seconds(over)));
+    }
+}
+
+/// A duration as the file writes it.
+pub(super) fn seconds(duration: Duration) -> String {
+    format!("{}s", duration.as_secs_f64())
+}
+
 /// A duration of the command line, as the file writes them.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     config::duration(text)

@@ -13,6 +13,7 @@ use crate::config::{self, ConfigError, Environment, HostPattern, Problem, Severi
 use crate::control::candidate::Candidate;
 use crate::routing::snapshot::Means;
 use crate::tls::certificates::{Certificate, Set};
+use crate::upstream::dns::Sources;
 use crate::upstream::resolve::Resolver;
 
 /// More hosts than this that no certificate covers are counted instead of listed.
@@ -113,11 +114,11 @@ impl Report {
 
 /// Opens every file that the configuration names, as a start does; gives the certificates of the listeners.
 fn compile(candidate: &Candidate, environment: &Environment) -> Result<Set, ConfigError> {
-    // The resolver wants a runtime to be made in; nothing is looked up and nothing runs.
+    // The resolver wants a runtime; nothing is looked up and nothing runs.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| candidate.unfit("", format!("cannot start a runtime: {error}"), None))?;
     let _inside = runtime.enter();
-    let resolver = Resolver::new(candidate.config().dns, runtime.handle().clone());
+    let resolver = Resolver::new(candidate.config().dns, Sources::default(), runtime.handle().clone());
     let means = Means { environment, resolver: &resolver, workers: 1 };
     Ok(candidate.compile(None, &means)?.certificates)
 }

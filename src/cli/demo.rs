@@ -64,7 +64,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     })?;
     let clusters = prepare(&directory.path)?;
     let config = directory.path.join("migration.yaml");
-    let app = run::start(Options { config, environment: config::environment() })?;
+    let app = run::start(Options { config, environment: config::environment(), ..Options::default() })?;
     let shown = present(&app, &clusters, &directory.path, &mut signals, arguments.exit);
     if shown.is_ok() && !arguments.exit {
         signals.until(pending::<()>());

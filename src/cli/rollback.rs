@@ -1,5 +1,7 @@
 //! Takes traffic off the new cluster at once. Nothing refuses it.
 
+use std::time::Duration;
+
 use clap::Args;
 use http::Method;
 use serde_json::{Map, json};
@@ -20,6 +22,9 @@ pub struct Arguments {
     /// The share that stays on new
     #[arg(long, value_name = "PERCENT", default_value = "0")]
     to: Percent,
+    /// End WebSockets and streams on new within this time, spread out
+    #[arg(long, value_name = "30s", value_parser = change::duration)]
+    close_streams: Option<Duration>,
     #[command(flatten)]
     change: ChangeArguments,
 }
@@ -33,12 +38,13 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     if arguments.to != Percent::ZERO {
         check_direction(arguments)?;
     }
-    let body = Map::from_iter([("percentage".to_owned(), json!(arguments.to))]);
+    let mut body = Map::from_iter([("percentage".to_owned(), json!(arguments.to))]);
+    change::close_streams(&mut body, arguments.close_streams);
     arguments.change.make(Method::PUT, &change::service_path(&arguments.services, "migration"), body)?.tell()
 }
 
 /// A rollback never adds traffic.
-fn check_direction(Arguments { services, to, change }: &Arguments) -> Result<(), Failure> {
+fn check_direction(Arguments { services, to, change, .. }: &Arguments) -> Result<(), Failure> {
     let report: StatusReport = change.client()?.json("/status")?;
     let service = report.services.iter().find(|service| service.name == *services);
     match service.map(|service| service.percentage.effective) {

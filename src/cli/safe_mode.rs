@@ -1,9 +1,11 @@
 //! Sends everything to the old cluster, or lets the rules decide again.
 
+use std::time::Duration;
+
 use clap::Args;
 use http::Method;
 
-use super::change::{ChangeArguments, Switch};
+use super::change::{self, ChangeArguments, Switch};
 use super::output::{Exit, Failure};
 
 /// Arguments of `safe-mode`.
@@ -18,6 +20,9 @@ pub struct Arguments {
     /// A service, or a pattern such as 'api-*'; everything when left out
     #[arg(value_name = "SERVICE|GLOB")]
     services: Option<String>,
+    /// End WebSockets and streams on new within this time, spread out
+    #[arg(long, value_name = "30s", value_parser = change::duration)]
+    close_streams: Option<Duration>,
     #[command(flatten)]
     change: ChangeArguments,
 }
@@ -28,6 +33,7 @@ pub struct Arguments {
 ///
 /// There is no such service, or the file declares it.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let body = arguments.switch.body(arguments.services.as_deref());
+    let mut body = arguments.switch.body(arguments.services.as_deref());
+    change::close_streams(&mut body, arguments.close_streams);
     arguments.change.make(Method::PUT, "/api/v1/safe-mode", body)?.tell()
 }

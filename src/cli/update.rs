@@ -43,7 +43,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let mut body = Map::from_iter([("percentage".to_owned(), json!(arguments.share))]);
     if let Some(clock) = arguments.clock {
-        body.insert("for".to_owned(), json!(format!("{}s", clock.as_secs_f64())));
+        body.insert("for".to_owned(), json!(change::seconds(clock)));
     }
     let outcome = arguments.change.make(Method::PUT, &change::service_path(&arguments.services, "migration"), body)?;
     let exit = outcome.tell()?;

@@ -85,6 +85,9 @@ pub(super) fn service(problems: &mut Problems, service: &Service, node: &Node, p
         let message = format!("Host \"{host}\" is not the TLS server name \"{sni}\": many gateways answer 421");
         report.warn(&["new", key], &message, None);
     }
+    if service.mode == Mode::Passthrough {
+        passthrough(&mut report, service, listen);
+    }
     health_check(&mut report, &service.health_check);
     for (key, cluster) in [("old", &service.old), ("new", &service.new)] {
         if !cluster.verify {
@@ -93,6 +96,36 @@ pub(super) fn service(problems: &mut Problems, service: &Service, node: &Node, p
                 service.name
             );
             report.warn(&[key, "verify"], &message, None);
+        }
+    }
+}
+
+/// A connection that is relayed as it is shows its client's address and a server name, and nothing else.
+fn passthrough(report: &mut Report<'_>, service: &Service, listen: &Listen) {
+    if listen.https.is_empty() {
+        let message = "passthrough needs a TLS listener, and listen.https is empty";
+        report.error(&["mode"], message, "write listen.https: [\"0.0.0.0:8443\"]");
+    }
+    let (canary, migration) = (&service.canary, &service.migration);
+    for (key, is_used) in
+        [("header_rules", !canary.header_rules.is_empty()), ("cookie_rules", !canary.cookie_rules.is_empty())]
+    {
+        if is_used {
+            let message = "passthrough relays TLS unread: these rules never match";
+            report.warn(&["canary", key], message, Some("ip_rules do"));
+        }
+    }
+    let reads_heads = |sticky: &Sticky| sticky.by.iter().any(|source| source.kind != KeyKind::ClientIp);
+    if migration.sticky.as_ref().is_some_and(reads_heads) {
+        let message = "passthrough relays TLS unread: only the key client_ip is ever present";
+        report.warn(&["migration", "sticky", "by"], message, Some("write by: [client_ip]"));
+    }
+    for (keys, is_used) in
+        [(&["paths"][..], !service.paths.is_empty()), (&["migration", "methods"], !migration.methods.is_empty())]
+    {
+        if is_used {
+            let message = "passthrough relays TLS unread: no connection is known to be in scope, and all stay on old";
+            report.warn(keys, message, Some("leave the key out"));
         }
     }
 }
@@ -190,6 +223,16 @@ impl Report<'_> {
         with_keys(self.path, keys, &mut |path| {
             if let Some(wrong) = wrong.take() {
                 self.problems.warn(place, path, wrong);
+            }
+        });
+    }
+
+    fn error(&mut self, keys: &[&str], message: &str, help: &str) {
+        let place = self.node.find(keys).unwrap_or(self.node).place;
+        let mut wrong = Some(Wrong::new(message).help(help));
+        with_keys(self.path, keys, &mut |path| {
+            if let Some(wrong) = wrong.take() {
+                self.problems.error(place, path, wrong);
             }
         });
     }

@@ -283,6 +283,14 @@ impl<'a, 'e> Section<'a, 'e> {
         }
     }
 
+    /// The same for what works, but hardly as meant.
+    pub(super) fn warn(&mut self, key: &'static str, wrong: Wrong) {
+        let place = self.get(key).map_or(self.place, |node| node.place);
+        if !self.decoder.partial {
+            self.decoder.problems.warn(place, &self.path.key(key), wrong);
+        }
+    }
+
     /// A value, or its default.
     pub(super) fn value<T>(&mut self, key: &'static str, default: T, parse: impl FnOnce(&str) -> Parsed<T>) -> T {
         match self.get(key) {

@@ -65,6 +65,11 @@ fn listen(s: &mut Section<'_, '_>) -> Listen {
         http: addresses(s, "http").unwrap_or(default.http),
         https: addresses(s, "https").unwrap_or(default.https),
         admin: s.value("admin", default.admin, values::socket_address),
+        proxy_protocol: s.choice(
+            "proxy_protocol",
+            default.proxy_protocol,
+            &[("off", false), ("v1v2", true), ("on", true)],
+        ),
         trusted_proxies: s.list("trusted_proxies", values::network).unwrap_or(default.trusted_proxies),
         client_ip: s.value("client_ip", default.client_ip, client_ip),
         tls: s.section("tls", listen_tls),
@@ -75,7 +80,10 @@ fn listen(s: &mut Section<'_, '_>) -> Listen {
             &[("404", UnknownHost::NotFound), ("421", UnknownHost::Misdirected), ("close", UnknownHost::Close)],
         ),
     };
-    s.choice("proxy_protocol", (), &[("off", ()), ("v1v2", ()), ("on", ())]);
+    if listen.proxy_protocol && listen.trusted_proxies.is_empty() {
+        let wrong = Wrong::new("listen.trusted_proxies is empty: every connection with a PROXY header is closed");
+        s.warn("proxy_protocol", wrong.help("name the balancers that send it"));
+    }
     s.keep_place("admin");
     if listen.http.is_empty() && listen.https.is_empty() {
         s.error("http", Wrong::new("neither http nor https has an address").help("write [\"0.0.0.0:8000\"]"));

@@ -26,13 +26,12 @@ pub(super) fn read(s: &mut Section<'_, '_>) -> Headers {
         }
         Ok(name)
     });
-    // Its other value is not available in this version.
-    s.value("rewrite_origin", false, values::switch);
     Headers {
         request: s.section("request", |s| operations(s, &request_id)),
         response: s.section("response", |s| operations(s, &request_id)),
         rewrite_location: s.value("rewrite_location", default.rewrite_location, values::switch),
         rewrite_cookie_domain: s.value("rewrite_cookie_domain", default.rewrite_cookie_domain, values::switch),
+        rewrite_origin: s.value("rewrite_origin", default.rewrite_origin, values::switch),
         strip: s.list("strip", |text| changeable(text, &request_id)).unwrap_or(default.strip),
         reveal: s.choice(
             "reveal",

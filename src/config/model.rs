@@ -59,6 +59,8 @@ pub struct Listen {
     pub https: Vec<SocketAddr>,
     /// The admin port.
     pub admin: SocketAddr,
+    /// Trusted proxies may say in PROXY headers who connects.
+    pub proxy_protocol: bool,
     /// Peers whose forwarded headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Which address is the client's.
@@ -318,6 +320,8 @@ pub enum Mode {
     Proxy,
     /// Requests for new are answered with a redirect.
     Redirect,
+    /// TLS connections are relayed as they are, by server name.
+    Passthrough,
 }
 
 /// One entry of `paths`, compared with the raw bytes before `?`.
@@ -625,6 +629,8 @@ pub struct Headers {
     pub rewrite_location: bool,
     /// Map the Domain of cookies back to the old host.
     pub rewrite_cookie_domain: bool,
+    /// Map Origin and Referer of requests to new, and what its answers say of origins.
+    pub rewrite_origin: bool,
     /// Removed from answers of new.
     pub strip: Vec<HeaderName>,
     /// Who sees the X-Migration fields.

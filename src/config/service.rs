@@ -45,7 +45,7 @@ pub(super) fn read(s: &mut Section<'_, '_>, context: &Context<'_>) -> Draft {
     let old_backend = old_backend(s, context, &new_host);
     let new_backend = s.optional("new_backend", values::authority).unwrap_or_else(|| Authority::new(&new_host, 443));
     let cohort = s.optional("cohort", values::word).unwrap_or_else(|| name.clone());
-    let modes = [("proxy", Mode::Proxy), ("redirect", Mode::Redirect), ("passthrough", Mode::Proxy)];
+    let modes = [("proxy", Mode::Proxy), ("redirect", Mode::Redirect), ("passthrough", Mode::Passthrough)];
     let service = Service {
         safe_mode: s.value("safe_mode", false, values::switch),
         old_host: hosts.iter().map(|(_, host)| host.clone()).collect(),

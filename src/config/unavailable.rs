@@ -23,18 +23,13 @@ pub(super) enum Scope {
     Service,
 }
 
-const ON: Refused = Refused::Words(&["on", "true"]);
-
 /// Remove a line when its behaviour is built.
 const LIST: &[(Scope, &[&str], Refused)] = &[
-    (Scope::File, &["listen", "proxy_protocol"], Refused::Words(&["v1v2", "on", "true"])),
     (Scope::File, &["fleet", "peers"], Refused::Anything),
     (Scope::File, &["reload", "on_lost_host"], Refused::Words(&["refuse"])),
     (Scope::File, &["state", "backend"], Refused::Words(&["kubernetes"])),
     (Scope::File, &["state", "config_map"], Refused::AllBut(&["migration-state"])),
     (Scope::File, &["state", "namespace"], Refused::Anything),
-    (Scope::Service, &["mode"], Refused::Words(&["passthrough"])),
-    (Scope::Service, &["headers", "rewrite_origin"], ON),
     (Scope::Service, &["shadow"], Refused::Anything),
     (Scope::Service, &["rollout"], Refused::Anything),
 ];

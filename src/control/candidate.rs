@@ -9,6 +9,7 @@ use crate::config::{
 };
 use crate::routing::snapshot::{Means, Snapshot, Unusable};
 use crate::telemetry::SinkError;
+use crate::telemetry::process::CertificateExpiry;
 use crate::tls::certificates::Set;
 use crate::tls::pem;
 
@@ -123,6 +124,31 @@ impl Candidate {
     /// A warning about what shows only when the files that it names are read, at the key that names them.
     pub fn warning(&self, key: &str, message: impl Into<String>, help: Option<String>) -> Problem {
         Problem::at(&self.parsed.places, key, message, help).into_warning()
+    }
+
+    /// The refusal of certificates whose time is over, each at the key that names it.
+    pub fn overdue(&self, certificates: &[CertificateExpiry]) -> ConfigError {
+        let problem = |certificate: &CertificateExpiry| {
+            let message = format!("{} has expired", certificate.file.display());
+            let help = "renew it; what is served now stays until then".to_owned();
+            Problem::at(&self.parsed.places, &self.key_of(certificate), message, Some(help))
+        };
+        self.refused(certificates.iter().map(problem).collect())
+    }
+
+    /// The key that names a certificate of ours.
+    fn key_of(&self, CertificateExpiry { service, file, .. }: &CertificateExpiry) -> String {
+        let config = self.config();
+        let Some(name) = service else {
+            let index = config.listen.tls.certificates.iter().position(|files| files.cert == *file);
+            return format!("listen.tls.certificates[{}].cert", index.unwrap_or_default());
+        };
+        let index = config.services.iter().position(|service| service.name == *name).unwrap_or_default();
+        let is_of_old = config
+            .services
+            .get(index)
+            .is_some_and(|service| service.old.client.as_ref().is_some_and(|files| files.cert == *file));
+        format!("services[{index}].{}.client_cert", if is_of_old { "old" } else { "new" })
     }
 
     fn unusable(&self, Unusable { key, error }: Unusable) -> Problem {

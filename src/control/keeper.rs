@@ -35,6 +35,8 @@ pub struct Keeper {
 struct Inner {
     state: State,
     declared: Declared,
+    /// Streams that were told to end later than this have not been told here yet.
+    streams_told: Timestamp,
     /// Counts states, so that whoever stored one knows whether it is still the newest.
     version: u64,
     stored: u64,
@@ -77,7 +79,13 @@ impl Keeper {
             telemetry.process.state_failed();
             None
         });
-        let inner = Inner { state: state.unwrap_or_default(), declared: Declared::of(config), version: 0, stored: 0 };
+        let inner = Inner {
+            state: state.unwrap_or_default(),
+            declared: Declared::of(config),
+            streams_told: Timestamp::now(),
+            version: 0,
+            stored: 0,
+        };
         let (turn, changed) = (tokio::sync::Mutex::default(), Notify::new());
         let keeper = Arc::new(Self { file, live, telemetry, status, turn, inner: Mutex::new(inner), changed });
         keeper.follow_from(before.map(Declared::of).as_ref(), config);
@@ -146,8 +154,13 @@ impl Keeper {
         let mut inner = self.lock();
         inner.declared = Declared::of(config);
         let Some((next, entries)) = inner.state.follow(before, &inner.declared, &mark) else { return };
-        inner.put(next, false);
+        inner.put(next.clone(), false);
+        let version = inner.version;
         drop(inner);
+        // Stored before the file counts as seen: a process that ends in between must not bring the override back.
+        if self.note_stored(self.file.write(&next)).is_ok() {
+            self.lock().stored = version;
+        }
         self.audit(&entries, Request { actor: &Actor::File, claimed: None, reason: None });
         self.changed.notify_one();
     }
@@ -203,7 +216,10 @@ impl Keeper {
     async fn store(&self, state: &State) -> Result<(), String> {
         let (file, state) = (self.file.clone(), state.clone());
         let written = tokio::task::spawn_blocking(move || file.write(&state)).await;
-        let result = written.unwrap_or_else(|error| Err(error.to_string()));
+        self.note_stored(written.unwrap_or_else(|error| Err(error.to_string())))
+    }
+
+    fn note_stored(&self, result: Result<(), String>) -> Result<(), String> {
         if let Err(error) = &result {
             self.telemetry.process.state_failed();
             if self.status.set_trouble(Trouble::StateUnstored, Some(error.clone())) {
@@ -217,8 +233,23 @@ impl Keeper {
 
     fn in_force(&self, entries: &[Entry], request: Request<'_>) {
         self.live.snapshot().take_over(&self.overrides());
+        self.close_streams();
         self.audit(entries, request);
         self.changed.notify_one();
+    }
+
+    /// Sends home what lasts on new where somebody asked for it since the last time.
+    fn close_streams(&self) {
+        let snapshot = self.live.snapshot();
+        let mut inner = self.lock();
+        let mut newest = inner.streams_told;
+        for (name, at, over) in inner.state.streams().filter(|(_, at, _)| *at > inner.streams_told) {
+            newest = newest.max(at);
+            if let Some(service) = snapshot.service(name) {
+                service.new.long_lived.close(over);
+            }
+        }
+        inner.streams_told = newest;
     }
 
     fn audit(&self, entries: &[Entry], Request { actor, claimed, reason }: Request<'_>) {

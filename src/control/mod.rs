@@ -5,6 +5,7 @@ pub mod candidate;
 pub mod expiry;
 pub mod keeper;
 pub mod last_good;
+pub mod listeners;
 pub mod mounts;
 pub mod opening;
 pub mod reload;

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::candidate::{Candidate, Compiled, one_line};
 use super::keeper::Keeper;
 use super::last_good::LastGood;
+use super::listeners::{self, Listeners};
 use super::restart::Fixed;
 use super::status::{Status, Trouble};
 use super::watch::Watch;
@@ -44,6 +45,8 @@ pub struct Parts {
     pub workers: usize,
     /// What is served.
     pub live: Arc<Live>,
+    /// The sockets.
+    pub listeners: Arc<Listeners>,
     /// What the TLS listeners show.
     pub certificates: Arc<Certificates>,
     /// Names to addresses.
@@ -121,6 +124,7 @@ impl Reloader {
             Some(error) => reloader.serves_last_good(error),
         }
         reloader.start_probers();
+        reloader.warn_of_ended_certificates();
         reloader
     }
 
@@ -181,18 +185,29 @@ impl Reloader {
 
     /// Everything that can fail.
     fn try_out(&self, candidate: &Candidate) -> Result<Ready, ConfigError> {
-        let Parts { environment, resolver, workers, live, telemetry, .. } = &self.parts;
+        let Parts { environment, resolver, workers, live, telemetry, certificates, .. } = &self.parts;
         let current = live.snapshot();
         let compiled = candidate.compile(Some(&current), &Means { environment, resolver, workers: *workers })?;
+        let served = expiry::of(&certificates.current(), &current);
+        let wanted = expiry::of(&compiled.certificates, &compiled.snapshot);
+        let overdue = expiry::overdue(&served, wanted, Timestamp::now().as_second());
+        if !overdue.is_empty() {
+            return Err(candidate.overdue(&overdue));
+        }
         let log = &candidate.config().log;
         let access = telemetry.access.prepare(log).map_err(|error| candidate.unwritable(&error))?;
         let audit = telemetry.audit.prepare(log).map_err(|error| candidate.unwritable(&error))?;
-        Ok(Ready { compiled, access, audit })
+        let sockets = self.parts.listeners.prepare(&candidate.config().listen);
+        let sockets = sockets.map_err(|error| {
+            let help = Some(error.advice.to_owned());
+            candidate.unfit(error.key, error.to_string(), help)
+        })?;
+        Ok(Ready { compiled, access, audit, sockets })
     }
 
     /// Serves it from the next request and the next handshake on. Nothing in here can fail.
     fn install(&self, candidate: &Candidate, ready: Ready) -> Vec<Change> {
-        let Ready { compiled: Compiled { snapshot, certificates }, access, audit } = ready;
+        let Ready { compiled: Compiled { snapshot, certificates }, access, audit, sockets } = ready;
         let Parts { telemetry, status, live, resolver, logs, keeper, .. } = &self.parts;
         let config = candidate.config();
         telemetry.access.install(access);
@@ -202,6 +217,7 @@ impl Reloader {
         self.parts.certificates.replace(certificates);
         let changes = snapshot.take_over(&keeper.follow(config));
         live.install(snapshot);
+        self.parts.listeners.install(sockets);
         status.tick(&live.snapshot());
         self.show_certificates();
         self.show_restart_needed(&self.fixed.changed(config));
@@ -360,6 +376,16 @@ impl Reloader {
         status.update(|configuration| configuration.certificates = ends);
     }
 
+    /// A start with what there is beats no start; a reload would have kept what it had.
+    fn warn_of_ended_certificates(&self) {
+        let now = Timestamp::now().as_second();
+        let certificates = self.parts.status.configuration().certificates;
+        for ended in certificates.iter().filter(|certificate| certificate.not_after < now) {
+            let (side, file) = (ended.side.as_str(), ended.file.display());
+            tracing::error!(side, service = ended.service, %file, "a certificate has expired and is used all the same");
+        }
+    }
+
     fn show_restart_needed(&self, keys: &[String]) {
         let Parts { telemetry, status, .. } = &self.parts;
         telemetry.process.restart_needed(!keys.is_empty());
@@ -375,6 +401,7 @@ struct Ready {
     compiled: Compiled,
     access: access_log::Prepared,
     audit: crate::telemetry::audit::Prepared,
+    sockets: listeners::Prepared,
 }
 
 fn audit(telemetry: &Telemetry, kind: Kind, service: Option<&str>, from: Value<'_>, to: Value<'_>) {
@@ -523,7 +550,8 @@ mod tests {
             bench.reloader.reload(&changed, &mut bench.watch);
         }
         let ends = bench.status.configuration().certificates;
-        assert_eq!((ends.len(), ends[0].service.as_deref()), (1, Some("b")));
+        let ends: Vec<_> = ends.iter().map(|end| (end.side.as_str(), end.service.as_deref())).collect();
+        assert_eq!(ends, [("client", Some("b")), ("ca", Some("b"))]);
     }
 
     fn generation(bench: &Bench) -> u64 {
@@ -551,6 +579,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_pair_that_is_over_replaces_none_that_is_good() {
+        let (directory, text) = with_tls();
+        let mut bench = Bench::over(directory, &text).unwrap();
+        let files = [bench.path("tls.crt"), bench.path("tls.key")];
+
+        write_pair(&bench.directory, "a.old.example", 2020, true);
+        assert_eq!(bench.reloader.reload(&files, &mut bench.watch), Outcome::Rejected);
+        assert_eq!(year(&bench), 2090);
+        let error = bench.status.configuration().last_error.unwrap();
+        assert!(error.contains("listen.tls.certificates[0].cert") && error.contains("has expired"), "{error}");
+
+        write_pair(&bench.directory, "a.old.example", 2091, true);
+        assert_eq!(bench.reloader.reload(&files, &mut bench.watch), Outcome::Applied);
+        assert_eq!(year(&bench), 2091);
+    }
+
+    #[tokio::test]
+    async fn a_start_with_a_pair_that_is_over_serves_it_and_takes_the_next() {
+        let (directory, text) = with_tls();
+        write_pair(&directory, "a.old.example", 2020, true);
+        let mut bench = Bench::over(directory, &text).unwrap();
+        assert_eq!(year(&bench), 2020);
+
+        assert_eq!(bench.reload(&text.replace("percentage: 20", "percentage: 50")), Outcome::Applied);
+        assert_eq!((share(&bench, "a"), year(&bench)), (50.0, 2020));
+    }
+
+    #[tokio::test]
     async fn a_certificate_is_renewed_also_while_the_file_is_wrong() {
         let (directory, text) = with_tls();
         let mut bench = Bench::over(directory, &text).unwrap();
@@ -567,10 +623,10 @@ mod tests {
     #[tokio::test]
     async fn what_needs_a_restart_is_named_until_the_file_goes_back() {
         let mut bench = Bench::start(TEXT);
-        let text = TEXT.replace("http: ['127.0.0.1:0']", "http: ['127.0.0.1:8001']") + "workers: 3\n";
+        let text = TEXT.to_owned() + "workers: 3\nlimits: {max_connections: 7}\n";
 
         assert_eq!(bench.reload(&text), Outcome::Applied);
-        assert_eq!(bench.status.configuration().restart_needed, ["workers", "listen.http"]);
+        assert_eq!(bench.status.configuration().restart_needed, ["workers", "limits.max_connections"]);
         assert!(bench.telemetry.process.render().contains("config_restart_needed 1"));
 
         assert_eq!(bench.reload(TEXT), Outcome::Applied);

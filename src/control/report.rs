@@ -16,7 +16,7 @@ use crate::routing::client_address::Suspicion;
 use crate::routing::live::Live;
 use crate::routing::service::Service;
 use crate::routing::snapshot::Snapshot;
-use crate::telemetry::labels::BreakerState;
+use crate::telemetry::labels::{BreakerState, CertificateSide};
 use crate::telemetry::text::rfc3339_time;
 use crate::telemetry::window::Windows;
 use crate::telemetry::{ServiceGauges, ServiceMeters};
@@ -85,7 +85,8 @@ pub struct ServiceReport {
     pub safe_mode: bool,
     /// The share of new.
     pub percentage: PercentageReport,
-    /// Exchanges under way on new.
+    /// Long-lived exchanges open on new: upgraded connections, and responses that have streamed for more than a minute. It
+    /// is what stays there when the share goes back, and what `--close-streams` ends.
     pub open_on_new: u64,
     /// The breaker of new.
     pub breaker: BreakerReport,
@@ -197,7 +198,6 @@ impl Reporter<'_> {
 
     fn service(&self, service: &Service, moment: Moment) -> ServiceReport {
         let weight = &service.lasting.weight;
-        let on_new = service.meters.connections(crate::config::Cluster::New).active();
         ServiceReport {
             name: service.name().to_owned(),
             old_host: service.config.old_host.iter().map(ToString::to_string).collect(),
@@ -205,6 +205,7 @@ impl Reporter<'_> {
             mode: match service.config.mode {
                 Mode::Proxy => "proxy",
                 Mode::Redirect => "redirect",
+                Mode::Passthrough => "passthrough",
             }
             .to_owned(),
             enabled: service.switches().enabled,
@@ -214,7 +215,7 @@ impl Reporter<'_> {
                 effective: weight.effective().as_f64(),
                 confirm_by: self.keeper.confirm_by(service.name()).map(rfc3339_time),
             },
-            open_on_new: u64::try_from(on_new).unwrap_or_default(),
+            open_on_new: u64::try_from(service.new.long_lived.open()).unwrap_or(u64::MAX),
             breaker: BreakerReport::new(service.new.breaker.as_deref(), moment),
             health: HealthReport {
                 old: service.old.health_state().as_str().to_owned(),
@@ -328,13 +329,13 @@ fn unverified(service: &Service) -> impl Iterator<Item = &'static str> + use<> {
     is_unverified.into_iter().flatten()
 }
 
-/// Certificates that end soon, each file once.
+/// Certificates that end soon, each file once. A root is believed whatever it says of its own end.
 fn ending(configuration: &Configuration, now: Timestamp) -> impl Iterator<Item = String> {
     let now = now.as_second();
     let mut ending: Vec<_> = configuration
         .certificates
         .iter()
-        .filter(|certificate| certificate.not_after - now < SOON)
+        .filter(|certificate| certificate.side != CertificateSide::Authority && certificate.not_after - now < SOON)
         .map(|certificate| (&certificate.file, certificate.not_after))
         .collect();
     ending.sort_unstable();
@@ -432,7 +433,6 @@ mod tests {
 
     #[tokio::test]
     async fn certificates_are_named_before_and_after_their_end() {
-        use crate::telemetry::labels::CertificateSide;
         use crate::telemetry::process::CertificateExpiry;
         let bench = Bench::start(TEXT);
         let now = Timestamp::now().as_second();

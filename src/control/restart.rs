@@ -1,6 +1,5 @@
 //! Settings that a running process cannot change: they hold as they were at the start until it is started again.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::{Config, TlsVersion};
@@ -10,9 +9,7 @@ use crate::tls::pem;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fixed {
     workers: Option<usize>,
-    http: Vec<SocketAddr>,
-    https: Vec<SocketAddr>,
-    admin: SocketAddr,
+    has_https: bool,
     tls: Option<Tls>,
     max_connections: Option<usize>,
     state_dir: PathBuf,
@@ -39,9 +36,7 @@ impl Fixed {
         };
         Self {
             workers: config.workers,
-            http: listen.http.clone(),
-            https: listen.https.clone(),
-            admin: listen.admin,
+            has_https: !listen.https.is_empty(),
             tls: (!listen.https.is_empty()).then(tls),
             max_connections: config.limits.max_connections,
             state_dir: config.reload.state_dir.clone(),
@@ -53,14 +48,13 @@ impl Fixed {
         let wanted = Self::of(config);
         let tls = |differs: fn(&Tls, &Tls) -> bool| match (&self.tls, &wanted.tls) {
             (Some(mine), Some(wanted)) => differs(mine, wanted),
-            // Other listeners are named already.
+            // The listeners are named already, or gone.
             _ => false,
         };
         let keys = [
             ("workers", self.workers != wanted.workers),
-            ("listen.http", self.http != wanted.http),
-            ("listen.https", self.https != wanted.https),
-            ("listen.admin", self.admin != wanted.admin),
+            // Sockets come and go at run time, but not what makes the first TLS listener.
+            ("listen.https", !self.has_https && wanted.has_https),
             ("listen.tls.min_version", tls(|mine, wanted| mine.min_version != wanted.min_version)),
             ("listen.tls.client_ca", tls(|mine, wanted| mine.client_ca != wanted.client_ca)),
             ("limits.max_connections", self.max_connections != wanted.max_connections),

@@ -45,6 +45,8 @@ struct ServiceState {
     freeze: Option<Mark>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     clock: Option<Clock>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    streams: Option<Streams>,
 }
 
 /// Who changed something, when and why.
@@ -74,6 +76,13 @@ struct Override<T> {
 struct Clock {
     until: Timestamp,
     back_to: Percent,
+}
+
+/// What lasts on new was told to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Streams {
+    at: Timestamp,
+    over_ms: u64,
 }
 
 /// Methods as they are written.
@@ -124,6 +133,8 @@ pub enum Change {
         services: Option<String>,
         /// On or off.
         on: bool,
+        /// What lasts on new ends within this time.
+        close_streams: Option<Duration>,
     },
     /// No increases, of anything when no service is named.
     Freeze {
@@ -147,6 +158,8 @@ pub struct Migration {
     pub methods: Option<Vec<Method>>,
     /// The share goes back after this time unless it is confirmed.
     pub clock: Option<Duration>,
+    /// What lasts on new ends within this time.
+    pub close_streams: Option<Duration>,
 }
 
 /// A share, absolute or from where each service stands.
@@ -266,6 +279,20 @@ impl State {
         self.freeze(service).is_some()
     }
 
+    /// When what lasts on new was last told to end, for each service, and how long that may take.
+    pub fn streams(&self) -> impl Iterator<Item = (&str, Timestamp, Duration)> {
+        self.services.iter().filter_map(|(name, service)| {
+            let Streams { at, over_ms } = service.streams.as_ref()?;
+            Some((name.as_str(), *at, Duration::from_millis(*over_ms)))
+        })
+    }
+
+    fn close_streams(&mut self, service: &str, over: Option<Duration>, mark: &Mark) {
+        if over.is_some() {
+            self.services.entry(service.to_owned()).or_default().close_streams(over, mark);
+        }
+    }
+
     /// When the next clock runs out.
     pub fn next_expiry(&self) -> Option<Timestamp> {
         self.services.values().filter_map(|service| Some(service.clock.as_ref()?.until)).min()
@@ -280,7 +307,13 @@ impl State {
         match change {
             Change::Migration(wish) => self.migrate(wish, declared, mark),
             Change::Confirm(services) => self.confirm(services, declared),
-            Change::SafeMode { services, on } => self.switch_safe_mode(services.as_deref(), *on, declared, mark),
+            Change::SafeMode { services, on, close_streams } => {
+                let (mut next, entries) = self.switch_safe_mode(services.as_deref(), *on, declared, mark)?;
+                for (name, _) in declared.matching(services.as_deref().unwrap_or("*"))? {
+                    next.close_streams(name, *close_streams, mark);
+                }
+                Ok((next, entries))
+            }
             Change::Freeze { services, on } => self.switch_freeze(services.as_deref(), *on, declared, mark),
         }
     }
@@ -346,6 +379,7 @@ impl State {
                 service.clock = wish.clock.map(|clock| Clock { until: after(mark.at, clock), back_to: from });
                 entries.push(Entry::share(Kind::Percentage, name, from, to));
             }
+            service.close_streams(wish.close_streams, mark);
             if let Some(enabled) = wish.enabled {
                 let from = service.enabled.as_ref().map_or(file.enabled, |o| o.value);
                 if enabled && !from {
@@ -464,6 +498,15 @@ impl State {
             entries.extend(Entry::switched(Kind::Freeze, Some(name), before.is_some(), on));
         }
         Ok((next, entries))
+    }
+}
+
+impl ServiceState {
+    fn close_streams(&mut self, over: Option<Duration>, mark: &Mark) {
+        if let Some(over) = over {
+            let over_ms = u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
+            self.streams = Some(Streams { at: mark.at, over_ms });
+        }
     }
 }
 
@@ -805,7 +848,11 @@ mod tests {
     fn safe_mode_ends_only_what_the_command_began() {
         let mut file = declared(&[("a", "20"), ("b", "20")]);
         file.services.get_mut("b").unwrap().safe_mode = true;
-        let safe_mode = |services: Option<&str>, on| Change::SafeMode { services: services.map(str::to_owned), on };
+        let safe_mode = |services: Option<&str>, on| Change::SafeMode {
+            services: services.map(str::to_owned),
+            on,
+            close_streams: None,
+        };
         let (state, _) = State::default().change(&safe_mode(None, true), &file, &mark(0)).unwrap();
         let (state, _) = state.change(&safe_mode(Some("a"), true), &file, &mark(0)).unwrap();
 
@@ -829,9 +876,11 @@ mod tests {
             enabled: Some(true),
             methods: Some(vec![Method::GET, Method::from_bytes(b"PURGE").unwrap()]),
             clock: Some(Duration::from_secs(90)),
+            close_streams: Some(Duration::from_millis(2_500)),
         });
         let (state, _) = State::default().change(&change, &file, &mark).unwrap();
-        let (state, _) = state.change(&Change::SafeMode { services: None, on: true }, &file, &mark).unwrap();
+        let (state, _) =
+            state.change(&Change::SafeMode { services: None, on: true, close_streams: None }, &file, &mark).unwrap();
         let (state, _) =
             state.change(&Change::Freeze { services: Some("a".to_owned()), on: true }, &file, &mark).unwrap();
 

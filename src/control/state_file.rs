@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
@@ -20,12 +21,14 @@ const MAX_BYTES: u64 = 8 << 20;
 #[derive(Clone, Debug)]
 pub struct StateFile {
     path: PathBuf,
+    /// One writer at a time.
+    writing: Arc<Mutex<()>>,
 }
 
 impl StateFile {
     /// The state below this directory, which need not exist yet.
     pub fn in_directory(directory: &Path) -> Self {
-        Self { path: directory.join("state.yaml") }
+        Self { path: directory.join("state.yaml"), writing: Arc::default() }
     }
 
     /// What is stored; `None` when nothing is.
@@ -56,6 +59,7 @@ impl StateFile {
     /// One line with the place; what was stored before is still there.
     pub fn write(&self, state: &State) -> Result<(), String> {
         let text = plain::to_text(state)?;
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         replace(&self.path, format!("{HEAD}{text}").as_bytes())
             .map_err(|error| format!("cannot write {}: {error}", self.path.display()))
     }

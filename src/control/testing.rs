@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::keeper::Keeper;
+use super::listeners::{self, Listeners};
 use super::opening::{self, Opening};
 use super::reload::{Outcome, Parts, Reloader};
 use super::state_file::StateFile;
@@ -19,6 +20,7 @@ use crate::routing::live::Live;
 use crate::routing::snapshot::Means;
 use crate::telemetry::{Telemetry, logs};
 use crate::tls::certificates::Certificates;
+use crate::upstream::dns::Sources;
 use crate::upstream::resolve::Resolver;
 
 /// Two services. `DIR` stands for the directory.
@@ -65,7 +67,8 @@ impl Bench {
         let path = directory.path().join("migration.yaml");
         write(directory.path(), text);
         let environment = Environment::new();
-        let resolver = Resolver::new(crate::config::Dns::default(), tokio::runtime::Handle::current());
+        let resolver =
+            Resolver::new(crate::config::Dns::default(), Sources::default(), tokio::runtime::Handle::current());
         let means = Means { environment: &environment, resolver: &resolver, workers: 1 };
         let Opening { first, compiled, watch, broken, before, last_good, .. } =
             opening::open(&path, &environment, |candidate| candidate.compile(None, &means))?;
@@ -81,11 +84,14 @@ impl Bench {
             telemetry.clone(),
             status.clone(),
         );
+        let sockets = listeners::bind(&first.config().listen).unwrap();
+        let listeners = Listeners::start(sockets, Box::new(|_, _, _| Ok(()))).unwrap();
         let parts = Parts {
             path,
             environment,
             workers: 1,
             live,
+            listeners: Arc::new(listeners),
             certificates: Certificates::new(compiled.certificates),
             resolver,
             telemetry,

@@ -71,14 +71,36 @@ impl Listener {
         }
     }
 
+    /// A connection that is waiting already; `None` when there is none. Asks the system itself: the runtime may not have
+    /// heard yet of the newest one.
+    pub fn accept_now(&self) -> Option<(TcpStream, SocketAddr)> {
+        loop {
+            match SockRef::from(&self.socket).accept() {
+                Ok((socket, peer)) => {
+                    let stream = socket.set_nonblocking(true).and_then(|()| TcpStream::from_std(socket.into()));
+                    if let (Ok(stream), Some(peer)) = (stream, peer.as_socket()) {
+                        tune(&stream);
+                        return Some((stream, peer));
+                    }
+                }
+                Err(error) if has_left(&error) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
     async fn wait_out(&self, error: &io::Error) {
-        // A client that left while it was queued is no reason to wait.
-        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        if has_left(error) {
             return;
         }
         tracing::warn!(address = %self.address, %error, "cannot accept connections for now");
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// A client that left while it was queued is no reason to wait.
+fn has_left(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
 /// Small writes leave at once, and a peer that vanished is noticed. Both are best effort.

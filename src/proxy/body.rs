@@ -8,16 +8,21 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Version;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::connection::Offer;
 use super::exchange::Exchange;
+use super::grpc;
 use super::timeouts::Timer;
+use crate::config::Cluster;
+use crate::telemetry::labels::Outcome;
 use crate::upstream::Settled;
 use crate::upstream::body::{Progress, clean_trailers};
+use crate::upstream::breaker::Verdict;
+use crate::upstream::long_lived::{self, LONG};
 use crate::upstream::pool::Lease;
 
 /// What a client gets.
@@ -47,10 +52,20 @@ struct Open {
     upload: Option<Arc<Progress>>,
     reusable: bool,
     settled: Settled,
+    own_deadline: bool,
+    lasting: Lasting,
     /// On HTTP/2 only: elsewhere the stream itself shows a client that takes nothing.
     offer: Option<Offer>,
     last: Instant,
     idle: Duration,
+}
+
+/// Whether the response counts as a long-lived one, which costs nothing before it does.
+enum Lasting {
+    /// Not before this moment.
+    Not { before: Instant, cluster: Cluster },
+    /// It does, and may be sent home.
+    Known(long_lived::Guard),
 }
 
 /// Why a body ended before its end. The client's connection is cut, so that nobody takes the response for complete.
@@ -60,6 +75,8 @@ pub enum BodyError {
     Truncated(hyper::Error),
     /// The upstream sent nothing for `timeouts.idle`.
     Stalled,
+    /// It has lasted long enough: the process drains, or an operator wants its cluster to be left.
+    SentHome,
 }
 
 impl fmt::Display for BodyError {
@@ -67,6 +84,7 @@ impl fmt::Display for BodyError {
         match self {
             Self::Truncated(error) => write!(f, "the response ended early: {error}"),
             Self::Stalled => f.write_str("the response stalled"),
+            Self::SentHome => f.write_str("the response was sent home"),
         }
     }
 }
@@ -79,12 +97,16 @@ pub struct Answer {
     pub body: Incoming,
     /// The connection that it comes on.
     pub lease: Lease,
+    /// The side that sends it.
+    pub cluster: Cluster,
     /// The request's body, which must have ended before the connection serves again.
     pub upload: Option<Arc<Progress>>,
     /// Whether the response's framing lets the connection serve again.
     pub reusable: bool,
     /// Hears of a body that ends early.
     pub settled: Settled,
+    /// A deadline that is missed is the client's own.
+    pub own_deadline: bool,
     /// When the head came.
     pub at: std::time::Instant,
 }
@@ -92,10 +114,12 @@ pub struct Answer {
 impl ResponseBody {
     /// The body of an upstream's response; `idle` is the longest pause in it.
     pub fn passing(answer: Answer, idle: Duration, exchange: Box<Exchange>, timer: Timer) -> Self {
-        let Answer { body, lease, upload, reusable, settled, at } = answer;
+        let Answer { body, lease, cluster, upload, reusable, settled, own_deadline, at } = answer;
         let is_http2 = exchange.version() == Version::HTTP_2;
         let offer = is_http2.then(|| Offer::new(exchange.busy().flow().clone()));
-        let open = Open { exchange, lease, timer, upload, reusable, settled, offer, last: at.into(), idle };
+        let last = Instant::from(at);
+        let lasting = Lasting::Not { before: last + LONG, cluster };
+        let open = Open { exchange, lease, timer, upload, reusable, settled, own_deadline, lasting, offer, last, idle };
         let mut passing = Passing { body, open: Some(open) };
         if passing.body.is_end_stream() {
             passing.complete();
@@ -106,6 +130,11 @@ impl ResponseBody {
 
 impl Passing {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(open) = &mut self.open
+            && open.poll_sent_home(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(self.cut(BodyError::SentHome))));
+        }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Some(offer) = self.open.as_mut().and_then(|open| open.offer.as_mut()) {
             offer.set(false);
@@ -114,6 +143,7 @@ impl Passing {
         match frame {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {
+                    self.judge(trailers);
                     clean_trailers(trailers);
                 }
                 if let (Some(open), Some(data)) = (&mut self.open, frame.data_ref()) {
@@ -123,6 +153,7 @@ impl Passing {
                     self.complete();
                 } else if let Some(open) = &mut self.open {
                     open.last = Instant::now();
+                    open.note_age(open.last);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -131,13 +162,18 @@ impl Passing {
                 self.complete();
                 Poll::Ready(None)
             }
-            Poll::Pending => {
-                let stalled = self.open.as_mut().is_some_and(|open| {
-                    let deadline = open.last + open.idle;
-                    open.timer.poll_until(cx, deadline).is_ready()
-                });
-                if stalled { Poll::Ready(Some(Err(self.cut(BodyError::Stalled)))) } else { Poll::Pending }
-            }
+            Poll::Pending => match self.open.as_mut().and_then(|open| open.poll_end(cx)) {
+                Some(error) => Poll::Ready(Some(Err(self.cut(error)))),
+                None => Poll::Pending,
+            },
+        }
+    }
+
+    /// Where the verdict comes with the trailers, these are they.
+    fn judge(&mut self, trailers: &HeaderMap) {
+        let Some(open) = &mut self.open else { return };
+        if let Some(verdict) = grpc::verdict(trailers, open.own_deadline) {
+            open.settled.ended(verdict, std::time::Instant::now());
         }
     }
 
@@ -149,21 +185,74 @@ impl Passing {
         if open.reusable && sent_all {
             open.lease.recycle(now);
         }
+        // A verdict that was to come with the trailers has come; where none did, that is a failure.
+        open.settled.ended(Verdict::Failure, now);
         open.exchange.ended(now);
     }
 
-    /// A head that promised more than came is one more failure of the cluster.
+    /// A head that promised more than came is one more failure of the cluster, unless it was we who ended it.
     fn cut(&mut self, error: BodyError) -> BodyError {
-        if let Some(Open { exchange, settled, .. }) = self.open.take() {
-            let service = exchange.service().map(|service| service.name());
-            tracing::debug!(service, %error, "response cut");
+        if let Some(Open { exchange, settled, lease, .. }) = self.open.take() {
+            note_cut(&exchange, lease.cluster(), &error);
             // On HTTP/2 the stream is reset, and the connection's other streams go on.
             if exchange.version() != Version::HTTP_2 {
                 exchange.busy().flow().break_off();
             }
-            settled.failed_after();
+            match error {
+                BodyError::Truncated(_) | BodyError::Stalled => settled.failed_after(),
+                BodyError::SentHome => {}
+            }
         }
         error
+    }
+}
+
+/// Counts a response that ended early by its cause, and says so: its access line shows the status that was sent.
+fn note_cut(exchange: &Exchange, cluster: Cluster, error: &BodyError) {
+    let Some(service) = exchange.service() else { return };
+    let outcome = match error {
+        BodyError::Truncated(_) => Outcome::Reset,
+        BodyError::Stalled => Outcome::Timeout,
+        BodyError::SentHome => Outcome::Aborted,
+    };
+    service.meters.cut(cluster, outcome);
+    let id = exchange.request_id().map(|id| String::from_utf8_lossy(id.as_bytes()));
+    let request_id = id.as_deref();
+    tracing::info!(service = service.name(), cluster = cluster.as_str(), request_id, %error, "response cut");
+}
+
+impl Open {
+    /// Past its first minute the response counts as a long-lived one.
+    fn note_age(&mut self, now: Instant) {
+        if let Lasting::Not { before, cluster } = self.lasting
+            && now >= before
+            && let Some(service) = self.exchange.service()
+        {
+            let began = before - LONG;
+            self.lasting = Lasting::Known(service.upstream(cluster).long_lived.enter(began));
+        }
+    }
+
+    /// Ready when the response was sent home and its moment has come.
+    fn poll_sent_home(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Lasting::Known(guard) = &self.lasting else { return Poll::Pending };
+        let Some(at) = guard.ends_at(cx) else { return Poll::Pending };
+        self.timer.poll_until(cx, at)
+    }
+
+    /// While nothing comes: why the response ends now, if it does. The one timer serves every limit.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Option<BodyError> {
+        let stalled_at = self.last + self.idle;
+        if let Lasting::Not { before, .. } = self.lasting
+            && before < stalled_at
+            && self.timer.poll_until(cx, before).is_ready()
+        {
+            self.note_age(before);
+        }
+        if self.poll_sent_home(cx).is_ready() {
+            return Some(BodyError::SentHome);
+        }
+        self.timer.poll_until(cx, stalled_at).is_ready().then_some(BodyError::Stalled)
     }
 }
 

@@ -75,6 +75,9 @@ impl Connection {
     }
 }
 
+/// More bytes of interim heads than this do not wait.
+const MOST_INTERIM: usize = 16 * 1024;
+
 /// How busy a connection is. The requests write it, the byte stream reads it to tell a slow client from a slow server.
 #[derive(Debug)]
 pub struct Flow {
@@ -88,6 +91,10 @@ pub struct Flow {
     /// Milliseconds from the start to the last frame that a body handed over.
     last_frame: AtomicU64,
     broken: AtomicBool,
+    unread: AtomicBool,
+    /// Whole interim heads that wait to be written.
+    interim: Mutex<Vec<u8>>,
+    has_interim: AtomicBool,
     timers: Mutex<Vec<Pin<Box<Sleep>>>>,
 }
 
@@ -101,6 +108,9 @@ impl Default for Flow {
             ready: AtomicU32::new(0),
             last_frame: AtomicU64::new(0),
             broken: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
+            interim: Mutex::default(),
+            has_interim: AtomicBool::new(false),
             timers: Mutex::default(),
         }
     }
@@ -110,6 +120,9 @@ impl Flow {
     /// A request begins; it ends with the guard.
     pub fn enter(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
+        if self.is_unread() {
+            self.unread.store(false, Ordering::Relaxed);
+        }
         Busy(self.clone())
     }
 
@@ -151,6 +164,42 @@ impl Flow {
     /// See [`Flow::break_off`].
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    /// The last request ended before its body did.
+    pub(super) fn leave_unread(&self) {
+        self.unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client may still be sending what nobody reads.
+    pub fn is_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
+    }
+
+    /// A whole interim head that goes out before the final one. What would be too much is left out: hints may be.
+    pub(super) fn push_interim(&self, head: &[u8]) {
+        let mut interim = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
+        if interim.len() + head.len() <= MOST_INTERIM {
+            interim.extend_from_slice(head);
+            self.has_interim.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether interim heads wait to be written.
+    pub fn has_interim(&self) -> bool {
+        self.has_interim.load(Ordering::Acquire)
+    }
+
+    /// Interim heads to be written now; [`Flow::interim_written`] has to follow.
+    pub fn take_interim(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.interim.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What was taken is on its way; false when more has come meanwhile.
+    pub fn interim_written(&self) -> bool {
+        let interim = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_interim.store(!interim.is_empty(), Ordering::Release);
+        interim.is_empty()
     }
 
     /// A timer of an earlier request, so that a request on a kept-alive connection registers none.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, StatusCode, Version, header};
+use http_body::Body;
 
 use super::connection::{Busy, Connection};
 use super::host::Host;
@@ -41,6 +42,10 @@ pub struct Exchange {
     answered_by: Target,
     status: u16,
     sent: u64,
+    received: u64,
+    /// No request, but a connection whose bytes are relayed.
+    is_relayed: bool,
+    has_body: bool,
     upload: Option<Arc<Progress>>,
     tries: Vec<Try>,
     current: Option<(Cluster, Instant)>,
@@ -50,7 +55,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// A request has come. Boxed, because it changes hands several times on its way into the response's body.
-    pub fn begin<B>(telemetry: Arc<Telemetry>, connection: &Connection, request: &Request<B>) -> Box<Self> {
+    pub fn begin<B: Body>(telemetry: Arc<Telemetry>, connection: &Connection, request: &Request<B>) -> Box<Self> {
         Box::new(Self {
             telemetry,
             busy: connection.flow.enter(),
@@ -69,11 +74,29 @@ impl Exchange {
             answered_by: Target::None,
             status: CLIENT_LEFT,
             sent: 0,
+            received: 0,
+            is_relayed: false,
+            has_body: !request.body().is_end_stream(),
             upload: None,
             tries: Vec::new(),
             current: None,
             end: None,
         })
+    }
+
+    /// A connection has come whose bytes are relayed as they are, to the service with this server name.
+    pub fn of_connection(
+        telemetry: Arc<Telemetry>,
+        connection: &Connection,
+        service: &Arc<Service>,
+        server_name: &str,
+    ) -> Box<Self> {
+        let mut exchange = Self::begin(telemetry, connection, &Request::new(String::new()));
+        exchange.is_relayed = true;
+        exchange.client = connection.peer.ip().to_canonical();
+        exchange.host = HeaderValue::from_str(server_name).ok();
+        exchange.found(service);
+        exchange
     }
 
     /// When the request came.
@@ -159,6 +182,11 @@ impl Exchange {
         self.decision.as_ref()
     }
 
+    /// The whole body of the request has come.
+    pub fn has_upload_ended(&self) -> bool {
+        !self.has_body || self.upload.as_ref().is_some_and(|upload| upload.is_complete())
+    }
+
     /// A try on a cluster begins.
     pub fn tries(&mut self, cluster: Cluster, now: Instant) {
         self.current = Some((cluster, now));
@@ -195,6 +223,11 @@ impl Exchange {
         self.sent += bytes;
     }
 
+    /// Bytes that were relayed from the client and to it.
+    pub fn moved(&mut self, received: u64, sent: u64) {
+        (self.received, self.sent) = (received, sent);
+    }
+
     /// The last byte is on its way.
     pub fn ended(&mut self, now: Instant) {
         self.end = Some(now);
@@ -203,6 +236,9 @@ impl Exchange {
     fn finish(&mut self) {
         let end = self.end.unwrap_or_else(Instant::now);
         self.busy.flow().note_end(end.into());
+        if !self.has_upload_ended() {
+            self.busy.flow().leave_unread();
+        }
         let duration = end.saturating_duration_since(self.start);
         if let Some((cluster, start)) = self.current.take() {
             // The client left, or a limit of ours ended the try: nobody's failure.
@@ -220,7 +256,7 @@ impl Exchange {
         }
         if let Some(service) = &self.service {
             let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let received = self.upload.as_ref().map_or(0, |upload| upload.bytes());
+            let received = self.upload.as_ref().map_or(self.received, |upload| upload.bytes());
             service.meters.request(self.answered_by, self.reason, status, duration, received, self.sent);
         }
         self.write(duration);
@@ -228,14 +264,12 @@ impl Exchange {
 
     fn write(&self, duration: Duration) {
         let target = self.target.as_ref().map_or("*", PathAndQuery::as_str);
+        let request =
+            RequestText::Parsed { method: self.method.as_str(), path_and_query: target, version: self.version };
         let line = Line {
             client: self.client,
-            request: RequestText::Parsed {
-                method: self.method.as_str(),
-                path_and_query: target,
-                version: self.version,
-            },
-            status: self.status,
+            request: if self.is_relayed { RequestText::Unparsed } else { request },
+            status: if self.is_relayed { 0 } else { self.status },
             bytes: self.sent,
             tries: &self.tries,
             request_time: duration,

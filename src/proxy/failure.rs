@@ -68,9 +68,13 @@ impl Failure {
         matches!(self, Self::Connect(_) | Self::Stale(_) | Self::Full | Self::Open)
     }
 
-    /// A dead idle connection says nothing about the upstream, a client that left does not either.
+    /// A dead idle connection says nothing about the upstream; a client that left and a shortage of ours do not either.
     pub fn blames_upstream(&self) -> bool {
-        !matches!(self, Self::Stale(_) | Self::Raced(_) | Self::Upload(_) | Self::Full | Self::Open)
+        match self {
+            Self::Stale(_) | Self::Raced(_) | Self::Upload(_) | Self::Full | Self::Open => false,
+            Self::Connect(error) => !error.cause.is_own_shortage(),
+            _ => true,
+        }
     }
 
     /// Another connection to the same cluster is the natural answer.

@@ -7,14 +7,17 @@ use http::{HeaderValue, Request, Response, StatusCode, header, request};
 use hyper::body::Incoming;
 
 use super::exchange::Exchange;
-use super::failure::{Failure, Refusal};
+use super::failure::Failure;
+use super::grpc;
 use super::headers::{self, Destination, Length};
+use super::interim::Interim;
 use super::sender::{RequestId, Sender};
 use super::timeouts::Timer;
+use super::tries::{Next, Stop, Tries, reason_of};
 use crate::config::{Cluster, FailureKind, Protocol};
 use crate::routing::decide::Decision;
 use crate::routing::service::Service;
-use crate::telemetry::labels::{FallbackCause, Outcome, Reason};
+use crate::telemetry::labels::Outcome;
 use crate::upstream::body::{OutBody, Progress};
 use crate::upstream::breaker::Verdict;
 use crate::upstream::pool::{Demand, Lease};
@@ -38,6 +41,8 @@ pub struct Draft<'a> {
     pub body: Option<OutBody>,
     /// Where the body can be watched.
     pub upload: Option<Arc<Progress>>,
+    /// Who hears of interim responses.
+    pub interim: Interim,
     /// The upgrade that the client asks for.
     pub upgrade: Option<HeaderValue>,
     /// A safe request without a body (RFC 9110, 9.2.1): the head alone is the whole request. Kept apart from the head,
@@ -45,10 +50,18 @@ pub struct Draft<'a> {
     pub repeatable: bool,
     /// It is a gRPC call.
     pub is_grpc: bool,
+    /// The deadline is the client's, and shorter than ours: missing it blames nobody.
+    pub own_deadline: bool,
     /// The worker that serves it.
     pub worker: usize,
-    /// When all tries must be over.
+    /// The clock stands still while the body is moving. A gRPC deadline is the client's word.
+    pub stands_still: bool,
+    /// How long one try may wait for its head.
+    pub patience: Duration,
+    /// When all tries must be over, and when the first began.
     pub deadline: Instant,
+    /// When the first try began.
+    pub start: Instant,
 }
 
 /// A response head from a cluster, and the connection that its body comes on.
@@ -68,31 +81,6 @@ pub struct Forwarded {
     failing: Option<StatusCode>,
 }
 
-/// Why nothing was forwarded.
-pub enum Stop {
-    /// Every try failed; this is the last one.
-    Failed(Failure),
-    /// A limit or a rule of ours.
-    Refused(Refusal),
-}
-
-/// What follows a failed try.
-enum Next {
-    /// The other cluster.
-    Old(FallbackCause),
-    /// The same cluster, on a new connection, after a pause.
-    Again(Duration),
-    /// Nothing.
-    GiveUp,
-}
-
-/// What the loop remembers of the tries so far.
-#[derive(Default)]
-struct History {
-    raced: bool,
-    again: u32,
-}
-
 /// Sends a request to the cluster that was decided, and elsewhere when that fails and is safe.
 pub async fn forward(
     draft: &mut Draft<'_>,
@@ -101,29 +89,30 @@ pub async fn forward(
     timer: &mut Timer,
 ) -> Result<Forwarded, Stop> {
     let mut cluster = decision.cluster;
-    let mut history = History::default();
+    let service = draft.service;
+    let mut tries = Tries::new(service, decision, draft.start, draft.deadline);
     let usual_idle = (!draft.repeatable).then_some(RECENT);
     let mut longest_idle = usual_idle;
     // Between the request and its first try lie microseconds: one look at the clock serves both.
     let mut now = exchange.start();
-    draft.service.lasting.budget.request(now);
+    service.lasting.budget.request(now);
     loop {
-        let tried = draft.attempt(cluster, decision, longest_idle, now, exchange, timer).await;
+        let limit = tries.limit(cluster, draft.repeatable, now, draft.patience);
+        let tried = draft.attempt(cluster, limit, longest_idle, now, exchange, timer).await;
         let failure = match &tried {
             Ok(Forwarded { failing: None, .. }) => return tried.map_err(Stop::Failed),
             Ok(Forwarded { failing: Some(status), .. }) => &Failure::Status(*status),
             Err(failure) => failure,
         };
         now = Instant::now();
-        match draft.next(cluster, decision, failure, now, &mut history) {
+        match tries.next(cluster, failure, draft.may_repeat(failure), now) {
             Next::Old(cause) => {
-                draft.service.meters.fallback(cause);
+                service.meters.fallback(cause);
                 exchange.because(reason_of(cause));
-                cluster = Cluster::Old;
-                (history, longest_idle) = (History::default(), usual_idle);
+                (cluster, longest_idle) = (Cluster::Old, usual_idle);
             }
             Next::Again(pause) => {
-                draft.service.meters.retry(cluster, failure.outcome());
+                service.meters.retry(cluster, failure.outcome());
                 drop(tried);
                 // Sleeping for nothing would still wait for the next tick of the timer.
                 if !pause.is_zero() {
@@ -132,9 +121,7 @@ pub async fn forward(
                 }
                 longest_idle = Some(Duration::ZERO);
             }
-            Next::GiveUp => {
-                return tried.map_err(|failure| draft.stop(cluster, decision, failure));
-            }
+            Next::GiveUp => return tried.map_err(|failure| tries.stop(cluster, failure)),
         }
     }
 }
@@ -144,7 +131,7 @@ impl Draft<'_> {
     async fn attempt(
         &mut self,
         cluster: Cluster,
-        decision: &Decision,
+        limit: Instant,
         longest_idle: Option<Duration>,
         now: Instant,
         exchange: &mut Exchange,
@@ -154,7 +141,6 @@ impl Draft<'_> {
         let admission = upstream.admit(now).ok_or(Failure::Open)?;
         let waiting = upstream.wait().ok_or(Failure::Full)?;
         exchange.tries(cluster, now);
-        let limit = self.limit(cluster, decision, now);
         let sent = self.send(cluster, longest_idle, now, limit, timer).await;
         drop(waiting);
         let now = Instant::now();
@@ -171,7 +157,8 @@ impl Draft<'_> {
     }
 
     fn blames(&self, failure: &Failure, kind: FailureKind) -> bool {
-        failure.blames_upstream() && self.service.is_failure(kind)
+        let is_ours = !(self.own_deadline && matches!(failure, Failure::Timeout(_)));
+        failure.blames_upstream() && is_ours && self.service.is_failure(kind)
     }
 
     async fn send(
@@ -193,11 +180,13 @@ impl Draft<'_> {
         };
         let mut lease = pool.lease(demand).await.map_err(|error| (error.address, Failure::Connect(error)))?;
         let address = Some(lease.address());
-        let request = self.request(cluster, &lease);
+        let mut request = self.request(cluster, &lease);
+        self.interim.listen(&mut request, lease.version());
         let allowed = limit.saturating_duration_since(start);
-        let upload = self.upload.clone();
+        let upload = self.upload.clone().filter(|_| self.stands_still);
         let later = || upload.as_ref().and_then(|upload| upload.stood_still_until()).map(|last| last + allowed);
         let Some(sent) = timer.limit(lease.send(request), limit.into(), later).await else {
+            lease.was_silent();
             return Err((address, Failure::Timeout(start.elapsed())));
         };
         match sent {
@@ -258,7 +247,13 @@ impl Draft<'_> {
         }
         exchange.tried(address, Some(status), Outcome::of_status(status), now);
         let is_failing = cluster == Cluster::New && self.service.is_failure(FailureKind::Status(status.as_u16()));
-        let settled = admission.settle(if is_failing { Verdict::Failure } else { Verdict::Success }, now);
+        let told = self.is_grpc.then(|| grpc::verdict(response.headers(), self.own_deadline)).flatten();
+        let settled = match told {
+            _ if is_failing => admission.settle(Verdict::Failure, now),
+            Some(verdict) => admission.settle(verdict, now),
+            None if self.is_grpc && status == StatusCode::OK => admission.settle_at_trailers(now),
+            None => admission.settle(Verdict::Success, now),
+        };
         // Beside Transfer-Encoding a length is a sign of trouble: nothing more is read from this connection.
         let fields = response.headers();
         let ambiguous = fields.contains_key(header::TRANSFER_ENCODING) && fields.contains_key(header::CONTENT_LENGTH);
@@ -266,102 +261,8 @@ impl Draft<'_> {
         Ok(Forwarded { cluster, response, lease, reusable: !ambiguous, settled, at: now, failing })
     }
 
-    fn next(
-        &self,
-        cluster: Cluster,
-        decision: &Decision,
-        failure: &Failure,
-        now: Instant,
-        history: &mut History,
-    ) -> Next {
-        if matches!(failure, Failure::Upload(_)) || now >= self.deadline {
-            return Next::GiveUp;
-        }
-        let may_repeat = self.may_repeat(failure);
-        if failure.is_connection_race() && may_repeat && !history.raced {
-            history.raced = true;
-            return Next::Again(Duration::ZERO);
-        }
-        if cluster == Cluster::New {
-            match failure {
-                Failure::Open | Failure::Full if decision.keeps_to_new => return Next::GiveUp,
-                Failure::Open => return Next::Old(FallbackCause::Breaker),
-                Failure::Full => return Next::Old(FallbackCause::Full),
-                _ => {}
-            }
-        }
-        let Some(kind) = failure.kind() else { return Next::GiveUp };
-        if !may_repeat {
-            return Next::GiveUp;
-        }
-        if self.may_fall_back(cluster, decision) && self.service.is_failure(kind) {
-            return Next::Old(failure.fallback_cause());
-        }
-        self.again(cluster, failure, kind, now, history)
-    }
-
-    /// Another try on the same cluster, within the number, the budget and the deadline.
-    fn again(
-        &self,
-        cluster: Cluster,
-        failure: &Failure,
-        kind: FailureKind,
-        now: Instant,
-        history: &mut History,
-    ) -> Next {
-        let retry = &self.service.config.retry;
-        let has_alternative = matches!(failure, Failure::Connect(error) if error.has_alternative);
-        let is_wanted = cluster == Cluster::New && !self.service.replays_on_old() && retry.when.contains(&kind);
-        if !(has_alternative || is_wanted)
-            || history.again >= retry.attempts
-            || !self.service.lasting.budget.try_again(now, retry.budget)
-        {
-            return Next::GiveUp;
-        }
-        history.again += 1;
-        if has_alternative {
-            return Next::Again(Duration::ZERO);
-        }
-        let most = retry.backoff_max.min(retry.backoff_base.saturating_mul(1 << (history.again - 1).min(16)));
-        let pause = most.mul_f64(rand::random_range(0.0..=1.0));
-        if now + pause >= self.deadline { Next::GiveUp } else { Next::Again(pause) }
-    }
-
     /// Sending it once more cannot repeat an effect.
     fn may_repeat(&self, failure: &Failure) -> bool {
         failure.is_unsent() && self.body.is_some() || self.repeatable && self.service.config.retry.after_send
-    }
-
-    fn may_fall_back(&self, cluster: Cluster, decision: &Decision) -> bool {
-        cluster == Cluster::New && self.service.replays_on_old() && !decision.keeps_to_new
-    }
-
-    /// When a try must have its head. A try on new leaves old a third of the time where old may still answer.
-    fn limit(&self, cluster: Cluster, decision: &Decision, now: Instant) -> Instant {
-        let timeouts = &self.service.config.timeouts;
-        let limit = self.deadline.min(now + timeouts.response_header);
-        if self.may_fall_back(cluster, decision) && self.repeatable {
-            let start = self.deadline - timeouts.total;
-            return limit.min(start + timeouts.total * 2 / 3);
-        }
-        limit
-    }
-
-    fn stop(&self, cluster: Cluster, decision: &Decision, failure: Failure) -> Stop {
-        match failure {
-            Failure::Open | Failure::Full if cluster == Cluster::New && decision.keeps_to_new => {
-                Stop::Refused(Refusal::Pinned)
-            }
-            failure => Stop::Failed(failure),
-        }
-    }
-}
-
-fn reason_of(cause: FallbackCause) -> Reason {
-    match cause {
-        FallbackCause::Breaker => Reason::Breaker,
-        FallbackCause::Unhealthy => Reason::Unhealthy,
-        FallbackCause::Full => Reason::Full,
-        _ => Reason::Fallback,
     }
 }

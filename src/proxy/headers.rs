@@ -3,14 +3,16 @@
 //! cluster too, leaves nothing of the first time behind.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE, COOKIE, Entry, FORWARDED, GetAll, HOST, HeaderMap,
-    HeaderName, HeaderValue, LOCATION, REFRESH, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, COOKIE, Entry, FORWARDED, GetAll, HOST, HeaderMap, HeaderName,
+    HeaderValue, LOCATION, REFRESH, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::{self, Authority, Uri};
 use http::{Method, StatusCode, Version, request, response};
 use http_body::Body;
 
+use super::grpc;
 use super::hop_by_hop::{self, Found};
+use super::origins;
 use super::rewrite::{self, Cookie};
 use super::sender::{RequestId, Scheme, Sender};
 use crate::config::Cluster;
@@ -190,6 +192,7 @@ pub fn copy(head: &request::Parts) -> request::Parts {
     copy.uri = head.uri.clone();
     copy.version = head.version;
     copy.headers = head.headers.clone();
+    copy.extensions = head.extensions.clone();
     copy
 }
 
@@ -204,6 +207,9 @@ pub fn address(head: &mut request::Parts, plan: &HeaderPlan, sender: &Sender<'_>
         address_http2(head, plan, host, to);
     } else {
         address_http1(head, host, to);
+    }
+    if !plan.origin_fields.is_empty() {
+        origins::address(head, plan, sender, to.cluster);
     }
     plan.request.retarget(&mut head.headers, &sender.variables(id, to.cluster));
 }
@@ -248,7 +254,8 @@ fn address_http2(head: &mut request::Parts, plan: &HeaderPlan, host: &HeaderValu
 
 /// Content-Length says what the body says, never what the client said, and never stands beside Transfer-Encoding.
 fn frame(head: &mut request::Parts, body: Length) {
-    let said = head.headers.get(CONTENT_LENGTH);
+    let mut fields = head.headers.get_all(CONTENT_LENGTH).iter();
+    let said = fields.next().filter(|_| fields.next().is_none());
     match body {
         Length::Known(length) if said.is_some_and(|said| is_number(said, length)) => {}
         Length::Known(length) => {
@@ -260,7 +267,7 @@ fn frame(head: &mut request::Parts, body: Length) {
             head.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         Length::Ended | Length::Unknown => {
-            if said.is_some() {
+            if head.headers.contains_key(CONTENT_LENGTH) {
                 head.headers.remove(CONTENT_LENGTH);
             }
         }
@@ -303,7 +310,7 @@ pub fn to_downstream(
         Cluster::Old => 0,
         Cluster::New => map_back(headers, found, plan, sender),
     };
-    if client_version != Version::HTTP_2 && !found.has(Found::TRAILER) && is_grpc(headers) {
+    if client_version != Version::HTTP_2 && !found.has(Found::TRAILER) && grpc::is_grpc(headers) {
         // Without it hyper would not send the trailers to an HTTP/1.1 client.
         headers.insert(TRAILER, HeaderValue::from_static("grpc-status, grpc-message, grpc-status-details-bin"));
     }
@@ -319,10 +326,6 @@ pub fn to_downstream(
 fn upgrade_of(status: StatusCode, headers: &HeaderMap, client_version: Version) -> Option<HeaderValue> {
     let is_meant = matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED);
     if is_meant && client_version == Version::HTTP_11 { headers.get(UPGRADE).cloned() } else { None }
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// What is done to answers of new only: the strip list, and everything that names new_host.
@@ -341,6 +344,9 @@ fn map_back(headers: &mut HeaderMap, found: Found, plan: &HeaderPlan, sender: &S
             each(headers, REFRESH, |value| rewrite::refresh(value, plan, sender));
         }
     }
+    if plan.rewrite_origin {
+        origins::map_back(headers, plan, sender);
+    }
     let mut dropped = 0;
     if plan.rewrite_cookie_domain && found.has(Found::SET_COOKIE) {
         each(headers, SET_COOKIE, |value| match rewrite::cookie(value, plan, sender) {
@@ -356,7 +362,11 @@ fn map_back(headers: &mut HeaderMap, found: Found, plan: &HeaderPlan, sender: &S
 }
 
 /// Replaces those values of a field for which `change` has another one.
-fn each(headers: &mut HeaderMap, name: HeaderName, mut change: impl FnMut(&HeaderValue) -> Option<HeaderValue>) {
+pub(super) fn each(
+    headers: &mut HeaderMap,
+    name: HeaderName,
+    mut change: impl FnMut(&HeaderValue) -> Option<HeaderValue>,
+) {
     if let Entry::Occupied(mut entry) = headers.entry(name) {
         for value in entry.iter_mut() {
             if let Some(changed) = change(value) {

@@ -63,7 +63,7 @@ impl Host {
     }
 
     /// Whether `authority` means the same, the default port of `scheme` being the same as none.
-    fn is_same(&self, authority: &str, scheme: Scheme) -> bool {
+    pub fn is_same(&self, authority: &str, scheme: Scheme) -> bool {
         if self.value.as_bytes() == authority.as_bytes() {
             return true;
         }

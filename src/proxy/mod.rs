@@ -9,27 +9,33 @@ pub mod grpc;
 pub mod headers;
 pub mod hop_by_hop;
 pub mod host;
+pub mod interim;
+pub mod origins;
 pub mod reply;
 pub mod rewrite;
 pub mod sender;
 pub mod timeouts;
+pub mod tries;
 pub mod upgrade;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use http::{HeaderMap, Method, Request, Response, header};
+use http::{HeaderMap, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
 
 use body::{Answer, ResponseBody};
 use connection::Connection;
 use exchange::Exchange;
 use failure::{Failure, Refusal};
-use forward::{Draft, Forwarded, Stop, forward};
+use forward::{Draft, Forwarded, forward};
 use host::Host;
+use interim::Interim;
 use sender::{RequestId, Scheme, Sender};
 use timeouts::Timer;
+use tries::Stop;
 use upgrade::Tunnel;
 
 use crate::config::{Cluster, Limits, UnknownHost};
@@ -39,8 +45,11 @@ use crate::routing::live::Live;
 use crate::routing::service::{Edge, Service};
 use crate::shutdown::Drain;
 use crate::telemetry::Telemetry;
-use crate::telemetry::labels::{FallbackCause, Reason};
-use crate::upstream::body::OutBody;
+use crate::telemetry::labels::{FallbackCause, Reason, RejectCause};
+use crate::upstream::body::{Gate, OutBody};
+
+/// Longer than any call lasts.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Forwards requests; one for the whole process.
 pub struct Proxy {
@@ -77,9 +86,31 @@ impl Proxy {
         &self.telemetry
     }
 
+    /// Whether the process is on its way out and takes no new work.
+    pub fn is_draining(&self) -> bool {
+        self.drain.has_started()
+    }
+
     /// What holds for every request.
     pub fn edge(&self) -> Arc<Edge> {
         self.live.edge()
+    }
+
+    /// The service of a TLS server name, where its connections are relayed as they are.
+    pub fn passed_through(&self, server_name: &str) -> Option<Arc<Service>> {
+        self.live.service(server_name).ok().filter(|service| service.passes_through())
+    }
+
+    /// A connection ends because of its PROXY header: it cannot be read, or it comes from a peer that is not trusted.
+    pub fn refused_proxy_header(&self, peer: IpAddr, trusted: bool) {
+        self.telemetry.process.rejected(RejectCause::Proxy);
+        if !trusted && self.suspicion.note_proxy_header(peer) {
+            tracing::warn!(
+                %peer,
+                "a private peer sends PROXY headers but is not trusted: its connections are closed; if it is your load \
+                 balancer, add listen.trusted_proxies: [\"{peer}\"] (or its network)"
+            );
+        }
     }
 
     /// Answers one request.
@@ -125,10 +156,13 @@ impl Proxy {
         let sender = found.sender(connection);
         let client_upgrade = hyper::upgrade::on(&mut request);
         let mut timer = Timer::new(connection.flow.clone());
-        let mut draft = found.draft(&sender, connection, request, is_grpc, &mut exchange);
+        let gate = expects_continue(&request).then(Arc::<Gate>::default);
+        let interim = Interim::new(&connection.flow, request.version(), gate).await;
+        let mut draft = found.draft(&sender, connection, request, is_grpc, interim, &mut exchange);
         let forwarded = forward(&mut draft, &decision, &mut exchange, &mut timer).await;
         drop(in_flight);
-        let (upload, wants_upgrade) = (draft.upload.take(), draft.upgrade.is_some());
+        draft.interim.written().await;
+        let (upload, wants_upgrade, own_deadline) = (draft.upload.take(), draft.upgrade.is_some(), draft.own_deadline);
         match forwarded {
             Err(Stop::Refused(refusal)) => Ok(reply::refused(exchange, refusal, is_grpc)),
             Err(Stop::Failed(Failure::Upload(fault))) => match Refusal::of_upload(fault) {
@@ -144,17 +178,23 @@ impl Proxy {
                 let Forwarded { cluster, response, lease, reusable, settled, at, .. } = forwarded;
                 exchange.answered(cluster.into(), response.status(), at);
                 let mut response = found.downstream(cluster, &decision, &sender, response, &exchange);
+                // Nobody will read the rest of this upload, so the connection cannot go on.
+                if response.status().is_client_error() && !exchange.has_upload_ended() {
+                    reply::close(&mut response);
+                }
                 if wants_upgrade && response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
                     let upstream = hyper::upgrade::on(&mut response);
                     let service = found.service.clone();
                     let place = connection.place.clone();
-                    let tunnel = Tunnel { client: client_upgrade, upstream, lease, service, exchange, place };
-                    tunnel.start(self.drain.clone());
+                    let long_lived = service.upstream(cluster).long_lived.enter(at.into());
+                    let tunnel =
+                        Tunnel { client: client_upgrade, upstream, lease, long_lived, service, exchange, place };
+                    tunnel.start(self.drain.hold());
                     return Ok(response.map(|_| ResponseBody::Empty));
                 }
                 let service = found.service.clone();
                 Ok(response.map(|body| {
-                    let answer = Answer { body, lease, upload, reusable, settled, at };
+                    let answer = Answer { body, lease, cluster, upload, reusable, settled, own_deadline, at };
                     ResponseBody::passing(answer, service.config.timeouts.idle, exchange, timer)
                 }))
             }
@@ -196,6 +236,11 @@ impl Proxy {
             return Err(Some(Refusal::Misdirected));
         }
         let service = match service {
+            Ok(service) if service.passes_through() => {
+                // Of a TLS connection that is another service's the client shall open one of its own.
+                let is_tls = connection.shown.is_some();
+                return Err(Some(if is_tls { Refusal::Misdirected } else { Refusal::UnknownHost }));
+            }
             Ok(service) => service,
             Err(edge) => {
                 return Err(match edge.unknown_host {
@@ -250,15 +295,26 @@ impl Found {
         connection: &Connection,
         request: Request<Incoming>,
         is_grpc: bool,
+        interim: Interim,
         exchange: &mut Exchange,
     ) -> Draft<'a> {
         let service = &self.service;
         let (mut head, body) = request.into_parts();
-        let (body, upload) = OutBody::new(body, service.edge.limits.request_body, service.edge.timeouts.body_idle);
+        let gate = interim.gate().cloned();
+        let (body, upload) =
+            OutBody::new(body, service.edge.limits.request_body, service.edge.timeouts.body_idle, gate);
         if let Some(upload) = &upload {
             exchange.uploads(upload.clone());
         }
         let upgrade = hop_by_hop::wanted_upgrade(&head);
+        let own = is_grpc.then(|| grpc::timeout(&head.headers)).flatten().map(|own| own.min(FOR_EVER));
+        let timeouts = &service.config.timeouts;
+        // A gRPC call without a deadline of its own may wait as long as it takes; only silence ends it.
+        let (total, patience) = match (is_grpc, own) {
+            (false, _) => (timeouts.total, timeouts.response_header),
+            (true, Some(own)) => (own, own),
+            (true, None) => (FOR_EVER, timeouts.idle),
+        };
         headers::prepare(&mut head, &service.headers, sender, &self.id, upgrade.as_ref());
         Draft {
             service,
@@ -268,10 +324,15 @@ impl Found {
             body: Some(body),
             repeatable: upload.is_none() && upgrade.is_none() && is_safe(exchange.method()),
             upload,
+            interim,
             upgrade,
             is_grpc,
             worker: connection.worker,
-            deadline: exchange.start() + service.config.timeouts.total,
+            stands_still: own.is_none(),
+            own_deadline: own.is_some_and(|own| own < timeouts.total),
+            patience,
+            deadline: exchange.start() + total,
+            start: exchange.start(),
         }
     }
 
@@ -347,13 +408,22 @@ fn has_one_coding(request: &Request<Incoming>) -> bool {
     codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
+/// The client sends its body only when it is asked for it (RFC 9110, 10.1.1). hyper asks as soon as the body is read.
+fn expects_continue<B>(request: &Request<B>) -> bool {
+    request.version() == Version::HTTP_11
+        && request
+            .headers()
+            .get(header::EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// Methods without an effect (RFC 9110, 9.2.1).
 fn is_safe(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
 /// Decisions for new that its state turned to old count as fallbacks too.
-fn count_diversion(service: &Service, decision: &Decision) {
+pub fn count_diversion(service: &Service, decision: &Decision) {
     match decision.reason {
         Reason::Breaker => service.meters.fallback(FallbackCause::Breaker),
         Reason::Unhealthy => service.meters.fallback(FallbackCause::Unhealthy),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use super::body::ResponseBody;
 use super::exchange::Exchange;
@@ -106,10 +106,8 @@ fn say_in_grpc(headers: &mut HeaderMap, status: StatusCode, text: &str) {
 }
 
 /// Ends the connection after this answer. HTTP/2 has no such field (RFC 9113, 8.2.2); hyper leaves it out there.
-fn close(response: &mut Response<ResponseBody>) {
-    if response.version() != Version::HTTP_2 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
+pub fn close<B>(response: &mut Response<B>) {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
 #[cfg(test)]

@@ -48,29 +48,33 @@ fn joined(
     sender: &Sender<'_>,
 ) -> Option<HeaderValue> {
     let (has_scheme, rest) = split_new(url, plan)?;
-    let host = sender.host.value().as_bytes();
-    let mut bytes = Vec::with_capacity(before.len() + 8 + host.len() + rest.len() + after.len());
+    let mut bytes = Vec::with_capacity(before.len() + 8 + sender.host.value().len() + rest.len() + after.len());
     bytes.extend_from_slice(before);
-    if has_scheme {
-        bytes.extend_from_slice(sender.scheme.as_str().as_bytes());
-        bytes.push(b':');
-    }
-    bytes.extend_from_slice(b"//");
-    bytes.extend_from_slice(host);
+    push_client(&mut bytes, has_scheme, sender);
     bytes.extend_from_slice(rest);
     bytes.extend_from_slice(after);
     like(original, bytes)
 }
 
+/// The client's host as the start of a URL, with its scheme where there was one.
+pub(super) fn push_client(bytes: &mut Vec<u8>, has_scheme: bool, sender: &Sender<'_>) {
+    if has_scheme {
+        bytes.extend_from_slice(sender.scheme.as_str().as_bytes());
+        bytes.push(b':');
+    }
+    bytes.extend_from_slice(b"//");
+    bytes.extend_from_slice(sender.host.value().as_bytes());
+}
+
 /// A value that is as sensitive as the one it replaces.
-fn like(original: &HeaderValue, bytes: Vec<u8>) -> Option<HeaderValue> {
+pub(super) fn like(original: &HeaderValue, bytes: Vec<u8>) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(bytes).ok()?;
     value.set_sensitive(original.is_sensitive());
     Some(value)
 }
 
 /// Whether the URL names a scheme, and what follows its authority, provided that this is new_host's.
-fn split_new<'a>(url: &'a [u8], plan: &HeaderPlan) -> Option<(bool, &'a [u8])> {
+pub(super) fn split_new<'a>(url: &'a [u8], plan: &HeaderPlan) -> Option<(bool, &'a [u8])> {
     let (has_scheme, scheme, after) = if let Some(after) = strip_prefix_ignoring_case(url, b"https://") {
         (true, Scheme::Https, after)
     } else if let Some(after) = strip_prefix_ignoring_case(url, b"http://") {
@@ -78,7 +82,12 @@ fn split_new<'a>(url: &'a [u8], plan: &HeaderPlan) -> Option<(bool, &'a [u8])> {
     } else {
         (false, if plan.new_is_tls { Scheme::Https } else { Scheme::Http }, url.strip_prefix(b"//")?)
     };
-    let rest = strip_prefix_ignoring_case(after, plan.new_host.as_bytes())?;
+    Some((has_scheme, after_new(after, scheme, plan)?))
+}
+
+/// What follows new_host's authority in a text that begins with it. `scheme` tells its default port.
+pub(super) fn after_new<'a>(text: &'a [u8], scheme: Scheme, plan: &HeaderPlan) -> Option<&'a [u8]> {
+    let rest = strip_prefix_ignoring_case(text, plan.new_host.as_bytes())?;
     let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len());
     let (port, rest) = rest.split_at(end);
     let is_ours = match port {
@@ -86,7 +95,7 @@ fn split_new<'a>(url: &'a [u8], plan: &HeaderPlan) -> Option<(bool, &'a [u8])> {
         [b':', digits @ ..] => is_port(digits, plan.new_port) || is_port(digits, scheme.default_port()),
         _ => false,
     };
-    is_ours.then_some((has_scheme, rest))
+    is_ours.then_some(rest)
 }
 
 fn is_port(digits: &[u8], port: u16) -> bool {
@@ -94,7 +103,7 @@ fn is_port(digits: &[u8], port: u16) -> bool {
     digits.iter().all(u8::is_ascii_digit) && number == Some(port)
 }
 
-fn strip_prefix_ignoring_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+pub(super) fn strip_prefix_ignoring_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
     let (start, rest) = text.split_at_checked(prefix.len())?;
     start.eq_ignore_ascii_case(prefix).then_some(rest)
 }

@@ -136,6 +136,12 @@ impl Suspicion {
         is_private(peer) && self.remember(peer)
     }
 
+    /// The same for a peer that sent a PROXY header.
+    pub fn note_proxy_header(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        is_private(peer) && self.remember(peer)
+    }
+
     fn remember(&self, peer: IpAddr) -> bool {
         for place in &self.peers {
             let mut is_new = false;

@@ -136,16 +136,21 @@ fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Proxy => "proxy",
         Mode::Redirect => "redirect",
+        Mode::Passthrough => "passthrough",
     }
 }
 
 fn mode_outcome(about: &About<'_>, decision: &Decision, is_draw: bool) -> String {
     match (decision.cluster, about.mode) {
+        (_, Mode::Passthrough) if is_draw => "passthrough: relayed to whichever was drawn".to_owned(),
         (_, Mode::Proxy) if is_draw => "proxy: forwarded to whichever was drawn".to_owned(),
         (_, Mode::Redirect) if is_draw => {
             format!("redirect: {} to https://{} when new was drawn", about.redirect_code, about.new_host)
         }
+        (_, Mode::Passthrough) if decision.refused => "closed: on_unavailable is fail".to_owned(),
         _ if decision.refused => "answered with 503: on_unavailable is fail".to_owned(),
+        (Cluster::Old, Mode::Passthrough) => format!("passthrough: relayed to {}", about.old_upstream),
+        (Cluster::New, Mode::Passthrough) => format!("passthrough: relayed to {}", about.new_upstream),
         (Cluster::Old, Mode::Proxy) => format!("proxy: forwarded to {}", about.old_upstream),
         (Cluster::Old, Mode::Redirect) => format!("forwarded to {}: old is never redirected", about.old_upstream),
         (Cluster::New, Mode::Proxy) => format!("proxy: forwarded to {}", about.new_upstream),

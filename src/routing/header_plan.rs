@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue, ORIGIN, REFERER};
 use http::uri;
 use sha2::{Digest, Sha256};
 
@@ -42,6 +42,10 @@ pub struct HeaderPlan {
     pub rewrite_location: bool,
     /// Map the Domain of cookies.
     pub rewrite_cookie_domain: bool,
+    /// Fields of requests to new that name the client's page and are mapped to new_host; none: nothing is.
+    pub origin_fields: Vec<HeaderName>,
+    /// Map what answers of new say of origins.
+    pub rewrite_origin: bool,
     /// Add Via.
     pub via: bool,
     reveal: Reveal,
@@ -70,6 +74,8 @@ impl HeaderPlan {
             loop_member: loop_member(&service.name),
             strip_from_requests,
             strip_from_responses: service.headers.strip.clone(),
+            origin_fields: origin_fields(service),
+            rewrite_origin: service.headers.rewrite_origin,
             request: Operations::compile(&service.headers.request, new_host),
             response: Operations::compile(&service.headers.response, new_host),
             rewrite_location: service.headers.rewrite_location,
@@ -98,6 +104,14 @@ fn redirect_origin(service: &config::Service) -> String {
     } else {
         format!("https://{}", service.new_host)
     }
+}
+
+/// Origin and Referer, but for those that the operator sets: these come after everything of ours.
+fn origin_fields(service: &config::Service) -> Vec<HeaderName> {
+    let HeaderOperations { set, add, .. } = &service.headers.request;
+    let is_left = |name: &HeaderName| set.iter().chain(add).all(|(other, _)| other != name);
+    let fields = if service.headers.rewrite_origin { &[ORIGIN, REFERER][..] } else { &[] };
+    fields.iter().filter(|name| is_left(name)).cloned().collect()
 }
 
 /// `migration-proxy-` and the first 8 hexadecimal digits of the name's SHA-256.

@@ -12,8 +12,8 @@ use super::bucket::Bucket;
 use super::networks::Networks;
 use super::sticky::{self, FreshKey};
 use crate::config::{
-    Canary, Cluster, CookieRule, HeaderRule, KeySource, Migration, PathRule, Percent, Service, Sticky, Strategy,
-    ValueTest,
+    Canary, Cluster, CookieRule, HeaderRule, KeyKind, KeySource, Migration, Mode, PathRule, Percent, Service, Sticky,
+    Strategy, ValueTest,
 };
 use crate::telemetry::labels::Reason;
 
@@ -91,7 +91,22 @@ pub struct Rules {
 impl Rules {
     /// Compiles the rules of a service.
     pub fn compile(service: &Service) -> Self {
-        Self::new(&service.paths, &service.migration, &service.canary)
+        let mut rules = Self::new(&service.paths, &service.migration, &service.canary);
+        if service.mode == Mode::Passthrough {
+            rules.forget_heads();
+        }
+        rules
+    }
+
+    /// Keeps what can be decided without a request: rules and keys of addresses.
+    fn forget_heads(&mut self) {
+        self.header_rules.clear();
+        self.cookie_rules.clear();
+        self.sticky = self.sticky.take().and_then(|mut sticky| {
+            sticky.set_cookie = None;
+            sticky.by.retain(|source| source.kind == KeyKind::ClientIp);
+            (!sticky.by.is_empty()).then_some(sticky)
+        });
     }
 
     /// Compiles the rules of a service's parts.
@@ -241,7 +256,7 @@ pub(super) mod fixture {
     use http::HeaderName;
 
     use super::*;
-    use crate::config::{IpRule, KeyKind};
+    use crate::config::IpRule;
 
     pub(in crate::routing) fn percent(value: f64) -> Percent {
         Percent::from_basis_points((value * 100.0).round() as u16).expect("a share of at most 100")

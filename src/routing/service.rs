@@ -28,6 +28,10 @@ pub struct Edge {
     pub timeouts: ListenTimeouts,
     /// The answer to a host that no service claims.
     pub unknown_host: UnknownHost,
+    /// Trusted peers may send PROXY headers.
+    pub proxy_protocol: bool,
+    /// A service has its TLS relayed as it is, so server names must be looked at.
+    pub passes_through: bool,
 }
 
 /// What outlives a reload of the same service.
@@ -120,6 +124,11 @@ impl Service {
     /// Whether this counts as a failure of the new cluster.
     pub fn is_failure(&self, kind: FailureKind) -> bool {
         self.config.fallback.failures.contains(&kind)
+    }
+
+    /// TLS connections are relayed as they are.
+    pub fn passes_through(&self) -> bool {
+        self.config.mode == Mode::Passthrough
     }
 
     /// Requests for new are answered with a redirect.

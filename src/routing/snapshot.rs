@@ -17,7 +17,7 @@ use super::safe_mode::{Cause, SafeMode};
 use super::service::{Edge, Lasting, Service, wanted};
 use super::table::Table;
 use super::weight::Weight;
-use crate::config::{self, Authority, Cluster, ClusterOptions, Config, Environment, Percent, Protocol};
+use crate::config::{self, Authority, Cluster, ClusterOptions, Config, Environment, Mode, Percent, Protocol};
 use crate::telemetry::metrics::ServiceMeters;
 use crate::tls;
 use crate::tls::client::{Fault, Identities, Identity};
@@ -108,6 +108,8 @@ impl Snapshot {
             limits: config.limits.clone(),
             timeouts: config.listen.timeouts,
             unknown_host: config.listen.unknown_host,
+            proxy_protocol: config.listen.proxy_protocol,
+            passes_through: config.services.iter().any(|service| service.mode == Mode::Passthrough),
         });
         let earlier = previous.map_or(&[][..], |previous| &previous.identities);
         let before: HashMap<&str, &Arc<Service>> =
@@ -207,10 +209,8 @@ struct Compiler<'a> {
 
 impl Compiler<'_> {
     fn service(&mut self, index: usize, service: &config::Service, earlier: Option<&Service>) -> Option<Service> {
-        let keys: Vec<&str> = match &service.migration.sticky {
-            Some(sticky) => sticky.by.iter().map(|source| source.text.as_str()).collect(),
-            None => Vec::new(),
-        };
+        let rules = Rules::compile(service);
+        let keys: Vec<&str> = rules.key_sources().iter().map(|source| source.text.as_str()).collect();
         // Counters go on over a reload; only other sticky keys need other counters.
         let meters = match earlier {
             Some(earlier) if earlier.meters.has_keys(&keys) => earlier.meters.clone(),
@@ -225,7 +225,7 @@ impl Compiler<'_> {
         let health_old = self.health(service, Cluster::Old, &old, before_old);
         let health_new = self.health(service, Cluster::New, &new, before_new);
         Some(Service {
-            rules: Rules::compile(service),
+            rules,
             headers: HeaderPlan::compile(service),
             old: Upstream::new(old, None, service.old.max_waiting, meters.clone(), before_old).with_health(health_old),
             new: Upstream::new(new, breaker, service.new.max_waiting, meters.clone(), before_new)
@@ -312,7 +312,7 @@ impl Compiler<'_> {
             Cluster::New => std::slice::from_ref(&service.new_backend),
         };
         let timeout = service.timeouts.connect;
-        Some(Target::new(cluster, backends, options.protocol, server_name, identity, timeout))
+        Some(Target::new(cluster, backends, options.protocol, server_name, identity, timeout, self.means.resolver))
     }
 
     fn identity(&mut self, index: usize, cluster: Cluster, options: &ClusterOptions) -> Option<Arc<Identity>> {

@@ -1,32 +1,58 @@
 //! Accepts connections and hands each to the worker with the fewest. One thread does it for all listeners: workers that
 //! share a socket would share it unevenly.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::connection::Door;
 use super::worker::{Accepted, Handle};
 use crate::net::listener::Listener;
 use crate::shutdown::Drain;
 
-/// Accepts until the drain starts. At the limit of connections one client waits here and the others in the kernel's queue.
-pub async fn accept(listener: Listener, door: Arc<Door>, workers: Vec<Handle>, places: Arc<Semaphore>, drain: Drain) {
-    let mut turn = 0;
-    loop {
-        let (socket, peer) = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = drain.started() => return,
-        };
-        let place = tokio::select! {
-            place = places.clone().acquire_owned() => place,
-            () = drain.started() => return,
-        };
-        let Ok(place) = place else { return };
-        let Ok(socket) = socket.into_std() else { continue };
-        turn += 1;
-        let Some(worker) = least_loaded(&workers, turn) else { return };
-        worker.hand_over(Accepted { socket, peer, door: door.clone(), place }).await;
+/// What every listener's accept loop works with.
+#[derive(Clone)]
+pub struct Acceptor {
+    /// The data workers.
+    pub workers: Vec<Handle>,
+    /// The places under `limits.max_connections`.
+    pub places: Arc<Semaphore>,
+    /// Ends accepting.
+    pub drain: Drain,
+}
+
+impl Acceptor {
+    /// Accepts until the drain starts, or until `retired` when the listener alone is given up. Closing a socket resets
+    /// whoever waits in its queue, so the queue is emptied first. At the limit of connections one client waits here and the
+    /// others in the kernel's queue.
+    pub async fn run(self, listener: Listener, door: Arc<Door>, retired: CancellationToken) {
+        // The end must not overlook a connection between its acceptance and its worker.
+        let _held = self.drain.hold();
+        let mut turn = 0;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => Some(accepted),
+                () = self.drain.started() => listener.accept_now(),
+                () = retired.cancelled() => listener.accept_now(),
+            };
+            let Some((socket, peer)) = accepted else { return };
+            turn += 1;
+            if !self.hand_over(socket, peer, &door, turn).await {
+                return;
+            }
+        }
+    }
+
+    async fn hand_over(&self, socket: TcpStream, peer: SocketAddr, door: &Arc<Door>, turn: usize) -> bool {
+        let Ok(place) = self.places.clone().acquire_owned().await else { return false };
+        let Ok(socket) = socket.into_std() else { return true };
+        let Some(worker) = least_loaded(&self.workers, turn) else { return false };
+        let held = self.drain.hold();
+        worker.hand_over(Accepted { socket, peer, door: door.clone(), place, held }).await;
+        true
     }
 }
 

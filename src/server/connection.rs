@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::StatusCode;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -16,12 +17,17 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::io::Guarded;
+use super::passthrough::{Passage, pass};
 use crate::config::ListenTimeouts;
+use crate::net::client_hello;
+use crate::net::peek::wait_for_more;
+use crate::net::proxy_protocol::{self, Found};
 use crate::net::stream::Stream;
-use crate::proxy::Proxy;
 use crate::proxy::connection::{Connection, Flow, Place, Shown};
 use crate::proxy::failure::Refusal;
+use crate::proxy::reply;
 use crate::proxy::sender::Scheme;
+use crate::proxy::{Closed, Proxy};
 use crate::routing::service::Edge;
 use crate::shutdown::Drain;
 use crate::telemetry::access_line::{Line, RequestText};
@@ -67,12 +73,11 @@ pub async fn serve(
     drain: Drain,
 ) {
     let edge = proxy.edge();
-    // Whoever has not said anything yet has nothing to lose when the drain starts.
     let opened = tokio::select! {
-        opened = open(socket, door, &edge) => opened,
-        () = drain.started() => return,
+        opened = open(socket, peer, door, &edge, &proxy) => opened,
+        () = last_word(&drain) => return,
     };
-    let (stream, shown, is_http2) = match opened {
+    let (peer, opened) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             tracing::debug!(%peer, %error, "connection ended before a request");
@@ -81,8 +86,14 @@ pub async fn serve(
     };
     let scheme = if door.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let flow = Arc::new(Flow::default());
-    let connection = Arc::new(Connection::new(worker, peer, scheme, shown, flow.clone(), place));
-    let stream = Guarded::new(stream, flow, edge.timeouts, !is_http2);
+    let connection = |shown| Connection::new(worker, peer, scheme, shown, flow.clone(), place);
+    let (stream, shown, is_http2) = match opened {
+        Opened::Http(stream, shown, is_http2) => (stream, shown, is_http2),
+        // Boxed, or every connection would be as large.
+        Opened::Passage(passage) => return Box::pin(pass(passage, &connection(None), &proxy)).await,
+    };
+    let connection = Arc::new(connection(shown));
+    let stream = Guarded::new(stream, flow, edge.timeouts, !is_http2, drain.clone());
     if is_http2 {
         serve_http2(stream, connection, &edge, proxy, drain).await;
     } else {
@@ -90,19 +101,64 @@ pub async fn serve(
     }
 }
 
-/// The stream that HTTP is spoken on, and which HTTP.
-async fn open(socket: TcpStream, door: &Door, edge: &Edge) -> io::Result<(Stream, Option<Shown>, bool)> {
-    match &door.tls {
+/// Whoever has not said anything when the drain starts, or is accepted after it, has a moment for it.
+async fn last_word(drain: &Drain) {
+    drain.started().await;
+    tokio::time::sleep(drain.last_word()).await;
+}
+
+/// What a socket turned out to be.
+enum Opened {
+    /// The stream that HTTP is spoken on, what a TLS client was shown, and whether it is HTTP/2.
+    Http(Stream, Option<Shown>, bool),
+    /// TLS that is not ours to end.
+    Passage(Passage),
+}
+
+/// Who has come, and what for.
+async fn open(
+    mut socket: TcpStream,
+    peer: SocketAddr,
+    door: &Door,
+    edge: &Edge,
+    proxy: &Proxy,
+) -> io::Result<(SocketAddr, Opened)> {
+    let peer = if edge.proxy_protocol { announced(&mut socket, peer, edge, proxy).await? } else { peer };
+    let opened = match &door.tls {
         None => {
             let is_http2 = tokio::time::timeout(edge.timeouts.header, speaks_http2(&socket)).await??;
-            Ok((Stream::Plain(socket), None, is_http2))
+            Opened::Http(Stream::Plain(socket), None, is_http2)
         }
-        Some(tls) => tokio::time::timeout(edge.timeouts.tls_handshake, tls.accept(socket)).await?,
+        Some(tls) => tokio::time::timeout(edge.timeouts.tls_handshake, tls.open(socket, edge, proxy)).await??,
+    };
+    Ok((peer, opened))
+}
+
+/// The other end, as a PROXY header of a trusted peer says, or as it is.
+async fn announced(socket: &mut TcpStream, peer: SocketAddr, edge: &Edge, proxy: &Proxy) -> io::Result<SocketAddr> {
+    let trusted = edge.trust.contains(peer.ip());
+    match tokio::time::timeout(edge.timeouts.header, proxy_protocol::read(socket, trusted)).await?? {
+        Found::Nothing | Found::Header(None) => Ok(peer),
+        Found::Header(Some(source)) => Ok(source),
+        Found::Refused => {
+            proxy.refused_proxy_header(peer.ip(), trusted);
+            Err(io::Error::new(io::ErrorKind::InvalidData, "a PROXY header that is not believed or not valid"))
+        }
     }
 }
 
 impl Tls {
-    async fn accept(&self, socket: TcpStream) -> io::Result<(Stream, Option<Shown>, bool)> {
+    async fn open(&self, socket: TcpStream, edge: &Edge, proxy: &Proxy) -> io::Result<Opened> {
+        if edge.passes_through
+            && let Some(server_name) = client_hello::peek(&socket).await?
+            && let Some(service) = proxy.passed_through(&server_name)
+        {
+            return Ok(Opened::Passage(Passage { socket, server_name, service }));
+        }
+        self.accept(socket).await
+    }
+
+    async fn accept(&self, socket: TcpStream) -> io::Result<Opened> {
         let stream = TlsAcceptor::from(self.config.clone()).accept(socket).await?;
         let session = stream.get_ref().1;
         let is_http2 = session.alpn_protocol() == Some(b"h2");
@@ -111,7 +167,7 @@ impl Tls {
             let is_covered = server_name.as_deref().is_some_and(|name| certificate.names.covers(name));
             Shown { server_name, certificate, is_covered }
         });
-        Ok((Stream::Server(Box::new(stream)), shown, is_http2))
+        Ok(Opened::Http(Stream::Server(Box::new(stream)), shown, is_http2))
     }
 }
 
@@ -123,8 +179,8 @@ async fn speaks_http2(socket: &TcpStream) -> io::Result<bool> {
         if seen == PREFACE.len() || seen == 0 || !PREFACE.starts_with(&start[..seen]) {
             return Ok(start[..seen] == *PREFACE);
         }
-        // One or two bytes that may become either: the socket stays readable, so waiting for it would spin.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        // One or two bytes that may become either.
+        wait_for_more(socket, seen).await?;
     }
 }
 
@@ -133,7 +189,13 @@ async fn serve_http1(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
         let (proxy, connection) = (proxy.clone(), connection.clone());
         service_fn(move |request| {
             let (proxy, connection) = (proxy.clone(), connection.clone());
-            async move { proxy.handle(&connection, request).await }
+            async move {
+                let mut response = proxy.handle(&connection, request).await?;
+                if proxy.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    reply::close(&mut response);
+                }
+                Ok::<_, Closed>(response)
+            }
         })
     };
     let mut builder = http1::Builder::new();
@@ -145,30 +207,30 @@ async fn serve_http1(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
     if edge.limits.header_count > USUAL_FIELDS {
         builder.max_headers(edge.limits.header_count + 1);
     }
-    let flow = connection.flow.clone();
     let mut serving = pin!(builder.serve_connection(stream, service).with_upgrades());
     let mut ending = Ending::new(drain);
+    let flow = connection.flow.clone();
+    let mut served = 0;
     let result = std::future::poll_fn(|cx| {
         if let Poll::Ready(result) = serving.as_mut().poll(cx) {
             return Poll::Ready(result);
         }
-        if ending.poll_begin(cx) {
-            serving.as_mut().graceful_shutdown();
-            if flow.busy() == 0 && flow.served() == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            return serving.as_mut().poll(cx);
-        }
-        Poll::Pending
+        // hyper would close a quiet connection at once, and the request that is just arriving with it. So it is not told:
+        // each answer from now on says that it is the last one, and the stream ends where none is asked for any more.
+        let has_begun = ending.poll_begin(cx);
+        // Nor does hyper read at the end of a response, when the stream has to learn that it is quiet now.
+        let has_served = ending.told && std::mem::replace(&mut served, flow.served()) != flow.served();
+        if has_begun || has_served { serving.as_mut().poll(cx) } else { Poll::Pending }
     })
     .await;
     if let Err(error) = result {
-        note_refused_head(&error, &connection, &proxy);
+        note_error(&error, &connection, &proxy);
     }
 }
 
 async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, proxy: Arc<Proxy>, drain: Drain) {
     let flow = connection.flow.clone();
+    let noted = (connection.clone(), proxy.clone());
     let service = service_fn(move |request| {
         let (proxy, connection) = (proxy.clone(), connection.clone());
         async move { proxy.handle(&connection, request).await }
@@ -189,12 +251,16 @@ async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
         }
         let mut ends = ending.poll_begin(cx);
         if ends {
-            patience.is_ending();
+            patience.is_ending(FAREWELL.min(ending.drain.last_word() * 2));
         }
         while let Poll::Ready(lost) = patience.poll(cx) {
             match lost {
                 Lost::Idle => ends = true,
-                Lost::Silent | Lost::Stalled => return Poll::Ready(Ok(())),
+                Lost::Stalled => {
+                    note_untaken(&noted.0, &noted.1);
+                    return Poll::Ready(Ok(()));
+                }
+                Lost::Silent => return Poll::Ready(Ok(())),
             }
         }
         if ends {
@@ -254,6 +320,7 @@ struct Patience {
     served: u32,
     /// The connection is on its way out since then.
     ending: Option<tokio::time::Instant>,
+    farewell: Duration,
 }
 
 /// Why patience is lost.
@@ -269,18 +336,21 @@ enum Lost {
 impl Patience {
     fn new(flow: Arc<Flow>, limits: ListenTimeouts) -> Self {
         let timer = Box::pin(tokio::time::sleep(LOOK));
-        Self { flow, limits, timer, active: tokio::time::Instant::now(), served: 0, ending: None }
+        Self { flow, limits, timer, active: tokio::time::Instant::now(), served: 0, ending: None, farewell: FAREWELL }
     }
 
-    /// The connection was told to end.
-    fn is_ending(&mut self) {
-        self.ending.get_or_insert_with(tokio::time::Instant::now);
+    /// The connection was told to end, and the client has this long for its part once nothing is under way.
+    fn is_ending(&mut self, farewell: Duration) {
+        let now = tokio::time::Instant::now();
+        self.ending.get_or_insert(now);
+        self.farewell = farewell;
+        self.timer.as_mut().reset(now + farewell.min(LOOK));
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = tokio::time::Instant::now();
-            self.timer.as_mut().reset(now + LOOK);
+            self.timer.as_mut().reset(now + self.farewell.min(LOOK));
             if let Some(lost) = self.look(now) {
                 return Poll::Ready(lost);
             }
@@ -299,7 +369,7 @@ impl Patience {
         }
         let quiet = now - self.active;
         match self.ending {
-            Some(since) => (now - since > FAREWELL && quiet > FAREWELL).then_some(Lost::Silent),
+            Some(since) => (now - since >= self.farewell && quiet >= self.farewell).then_some(Lost::Silent),
             None if served == 0 => (quiet > self.limits.header).then_some(Lost::Silent),
             None if quiet > self.limits.keepalive => {
                 self.ending = Some(now);
@@ -310,9 +380,19 @@ impl Patience {
     }
 }
 
+/// A client that takes nothing of its answer is as slow as one that says nothing.
+fn note_untaken(connection: &Connection, proxy: &Proxy) {
+    proxy.telemetry().process.rejected(Refusal::Slow.cause());
+    tracing::info!(peer = %connection.peer, "closed: the client took nothing of its answer for write_idle");
+}
+
 /// hyper answers a head that it cannot take by itself; we count it and write the line.
-fn note_refused_head(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
+fn note_error(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
     let io_error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    if io_error.is_some_and(Guarded::is_untaken) {
+        note_untaken(connection, proxy);
+        return;
+    }
     let timed_out = io_error.is_some_and(Guarded::is_slow_head);
     let refusal = if error.is_parse_too_large() {
         Refusal::Header

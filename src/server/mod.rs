@@ -3,4 +3,5 @@
 pub mod accept;
 pub mod connection;
 pub mod io;
+pub mod passthrough;
 pub mod worker;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::connection::{Door, serve};
 use crate::proxy::Proxy;
@@ -27,6 +28,8 @@ pub struct Accepted {
     pub door: Arc<Door>,
     /// The place under `limits.max_connections`.
     pub place: OwnedSemaphorePermit,
+    /// The end waits for the connection.
+    pub held: TaskTrackerToken,
 }
 
 /// The acceptor's end of a worker.
@@ -69,10 +72,10 @@ impl Worker {
     /// Serves until every handle is gone. Runs on the worker's own runtime.
     pub async fn run(mut self, proxy: Arc<Proxy>, drain: Drain) {
         while let Some(accepted) = self.queue.recv().await {
-            let Accepted { socket, peer, door, place } = accepted;
+            let Accepted { socket, peer, door, place, held } = accepted;
             let guard: Place = Arc::new(Open::new(self.open.clone(), &door, proxy.telemetry().clone(), place));
             let Ok(socket) = TcpStream::from_std(socket) else { continue };
-            let (proxy, drain, index, held) = (proxy.clone(), drain.clone(), self.index, drain.hold());
+            let (proxy, drain, index) = (proxy.clone(), drain.clone(), self.index);
             #[expect(
                 clippy::disallowed_methods,
                 reason = "owned by the drain; ends with its socket or after the grace"

@@ -217,6 +217,11 @@ impl ServiceMeters {
         meters.duration.observe(duration);
     }
 
+    /// A response whose head was counted ended early: one more, by what cut it.
+    pub fn cut(&self, cluster: Cluster, outcome: Outcome) {
+        self.clusters[cluster as usize].outcomes[outcome as usize].fetch_add(1, Relaxed);
+    }
+
     /// One step of a new connection to the new cluster is done.
     pub fn connect_phase(&self, phase: Phase, duration: Duration) {
         self.connect[phase as usize].observe(duration);

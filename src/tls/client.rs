@@ -30,6 +30,8 @@ pub struct Identity {
     pub http2: Arc<ClientConfig>,
     /// The end of our own certificate's validity, in seconds since 1970, and its file.
     pub client_not_after: Option<(PathBuf, i64)>,
+    /// The earliest end among the roots of a `ca_file`, and the file.
+    pub roots_not_after: Option<(PathBuf, i64)>,
     fingerprint: [u8; 32],
 }
 
@@ -62,6 +64,16 @@ struct Source {
     text: Arc<Vec<u8>>,
     /// Files of a folder may be anything; those that hold no certificate are passed over.
     of_folder: bool,
+}
+
+impl Trust {
+    /// When the first of the certificates of this file ends.
+    fn earliest_end(&self, file: &Path) -> Option<(PathBuf, i64)> {
+        let source = self.sources.iter().find(|source| source.file == file)?;
+        let ends = pem::chain(file, &source.text).ok()?;
+        let earliest = ends.iter().filter_map(Facts::of).map(|facts| facts.not_after).min()?;
+        Some((file.to_owned(), earliest))
+    }
 }
 
 /// Which key of a cluster names the file that cannot be used.
@@ -111,7 +123,9 @@ impl<'a> Identities<'a> {
             }
         };
         let built = build(&verifier, client.map(|(files, _)| files), options.min_version, fingerprint);
-        let identity = Arc::new(built.map_err(Fault::Client)?);
+        let mut identity = built.map_err(Fault::Client)?;
+        identity.roots_not_after = options.ca_file.as_deref().and_then(|file| trust.earliest_end(file));
+        let identity = Arc::new(identity);
         self.built.insert(fingerprint, identity.clone());
         Ok(identity)
     }
@@ -223,7 +237,13 @@ fn build(
         let facts = pair.end_entity_cert().ok().and_then(Facts::of)?;
         Some((files.cert.clone(), facts.not_after))
     });
-    Ok(Identity { http1: config(&[b"http/1.1"]), http2: config(&[b"h2", b"http/1.1"]), client_not_after, fingerprint })
+    Ok(Identity {
+        http1: config(&[b"http/1.1"]),
+        http2: config(&[b"h2", b"http/1.1"]),
+        client_not_after,
+        roots_not_after: None,
+        fingerprint,
+    })
 }
 
 /// Verification by the web's rules, with an error that names what the certificate holds.

@@ -4,9 +4,9 @@ use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +33,34 @@ pub struct Upload {
     limit: Option<u64>,
     idle: Duration,
     timer: Option<Pin<Box<Sleep>>>,
+    /// The client waits to be asked for its body.
+    gate: Option<Arc<Gate>>,
+}
+
+/// Holds back the body of a client that expects a 100, until the upstream asks for it (RFC 9110, 10.1.1).
+#[derive(Debug, Default)]
+pub struct Gate {
+    is_open: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Gate {
+    /// The body may pass.
+    pub fn open(&self) {
+        self.is_open.store(true, Ordering::Release);
+        if let Some(waker) = self.lock().take() {
+            waker.wake();
+        }
+    }
+
+    fn is_open(&self, cx: &Context<'_>) -> bool {
+        *self.lock() = Some(cx.waker().clone());
+        self.is_open.load(Ordering::Acquire)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How far an upload has come; shared with the request that waits for its answer.
@@ -45,6 +73,9 @@ pub struct Progress {
     /// The client was asked for more and has not sent it yet.
     awaited: AtomicBool,
 }
+
+/// An upstream that does not ask for the body of a client that waits may not know that it can.
+const UNASKED: Duration = Duration::from_secs(1);
 
 const RUNNING: u8 = 0;
 const COMPLETE: u8 = 1;
@@ -93,7 +124,13 @@ impl std::error::Error for UploadFault {}
 
 impl OutBody {
     /// The body of a request, and where its progress can be seen; `None` when there is no body.
-    pub fn new(body: Incoming, limit: Option<u64>, idle: Duration) -> (Self, Option<Arc<Progress>>) {
+    /// A `gate` holds the body back until it is opened.
+    pub fn new(
+        body: Incoming,
+        limit: Option<u64>,
+        idle: Duration,
+        gate: Option<Arc<Gate>>,
+    ) -> (Self, Option<Arc<Progress>>) {
         if body.is_end_stream() {
             return (Self::Empty, None);
         }
@@ -104,7 +141,7 @@ impl OutBody {
             state: AtomicU8::new(RUNNING),
             awaited: AtomicBool::new(false),
         });
-        let upload = Upload { body, progress: progress.clone(), limit, idle, timer: None };
+        let upload = Upload { body, progress: progress.clone(), limit, idle, timer: None, gate };
         (Self::Upload(Box::new(upload)), Some(progress))
     }
 
@@ -157,6 +194,9 @@ impl Progress {
 
 impl Upload {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadFault>>> {
+        if self.gate.is_some() {
+            ready!(self.poll_gate(cx));
+        }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         self.progress.awaited.store(frame.is_pending(), Ordering::Relaxed);
         let Poll::Ready(frame) = frame else {
@@ -171,6 +211,16 @@ impl Upload {
             Some(Err(error)) => Some(Err(self.fail(UploadFault::of(&error)))),
             Some(Ok(frame)) => Some(self.accept(frame)),
         })
+    }
+
+    /// Ready once the upstream asks for the body, or has had its time to.
+    fn poll_gate(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.gate.as_ref().is_some_and(|gate| !gate.is_open(cx)) {
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNASKED)));
+            ready!(timer.as_mut().poll(cx));
+        }
+        self.gate = None;
+        Poll::Ready(())
     }
 
     fn accept(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, UploadFault> {

@@ -1,26 +1,28 @@
 //! A new connection to a backend: name, TCP and TLS under one deadline. Says which step failed and which protocol was
 //! agreed.
 
+use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 
-use super::resolve::{Name, ResolveError, Resolver};
+use super::endpoints::{Endpoint, Endpoints};
+use super::resolve::{Known, Name, ResolveError, Resolver};
 use crate::config::{Authority, Cluster, Protocol};
 use crate::net::listener::tune;
 use crate::net::stream::Stream;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::metrics::ServiceMeters;
 use crate::tls::client::{Identity, reason};
-
-/// An address that refused a connection is left alone this long while there are others.
-const REST: Duration = Duration::from_secs(10);
 
 /// Where an upstream is and how it is spoken to.
 #[derive(Debug)]
@@ -36,23 +38,25 @@ pub struct Target {
     /// Name, TCP and TLS together.
     pub timeout: Duration,
     backends: Vec<Backend>,
-    turn: AtomicUsize,
-    resting: Mutex<Vec<(SocketAddr, Instant)>>,
+    endpoints: Endpoints,
 }
 
 #[derive(Debug)]
 struct Backend {
     authority: Authority,
-    name: Arc<Name>,
+    /// `None`: the host is an address.
+    name: Option<Arc<Name>>,
 }
 
-/// The HTTP version that a request asks of a connection.
+/// What is asked of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2, or HTTP/1.1 where ALPN says so.
     Http2,
+    /// TCP alone, whatever the protocol is: the bytes are not ours.
+    Bytes,
 }
 
 /// A connection that is ready for HTTP.
@@ -63,7 +67,7 @@ pub struct Connected {
     /// What was agreed.
     pub is_http2: bool,
     /// The address behind the name.
-    pub address: SocketAddr,
+    pub endpoint: Arc<Endpoint>,
 }
 
 /// Why there is no connection.
@@ -100,8 +104,17 @@ pub enum ConnectCause {
     ServerName,
 }
 
+impl ConnectCause {
+    /// This process or its machine ran out of something: descriptors, ports, memory. No address would have done.
+    pub fn is_own_shortage(&self) -> bool {
+        const SHORTAGES: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
+        let Self::Tcp(error) = self else { return false };
+        error.raw_os_error().is_some_and(|number| SHORTAGES.iter().any(|errno| errno.raw_os_error() == number))
+    }
+}
+
 impl Target {
-    /// A target of one or several backends.
+    /// A target of one or several backends. Its names are not looked up before the first connection.
     pub fn new(
         cluster: Cluster,
         backends: &[Authority],
@@ -109,19 +122,21 @@ impl Target {
         server_name: Option<ServerName<'static>>,
         identity: Option<Arc<Identity>>,
         timeout: Duration,
+        resolver: &Resolver,
     ) -> Self {
-        let backend =
-            |authority: &Authority| Backend { authority: authority.clone(), name: Name::new(authority.host()) };
-        Self {
-            cluster,
-            protocol,
-            server_name,
-            identity,
-            timeout,
-            backends: backends.iter().map(backend).collect(),
-            turn: AtomicUsize::new(rand::random_range(0..64)),
-            resting: Mutex::new(Vec::new()),
-        }
+        let endpoints = Endpoints::new(backends.len());
+        let backend = |(index, authority): (usize, &Authority)| {
+            let name = match authority.socket_address() {
+                Some(address) => {
+                    endpoints.learn(index, vec![address], Vec::new());
+                    None
+                }
+                None => Some(resolver.name(authority.host())),
+            };
+            Backend { authority: authority.clone(), name }
+        };
+        let backends = backends.iter().enumerate().map(backend).collect();
+        Self { cluster, protocol, server_name, identity, timeout, backends, endpoints }
     }
 
     /// The backends as configured.
@@ -139,48 +154,70 @@ impl Target {
             && self.authorities().eq(other.authorities())
     }
 
-    async fn addresses(&self, resolver: &Arc<Resolver>) -> Result<Vec<SocketAddr>, ResolveError> {
-        let mut addresses = Vec::new();
+    /// With whom TLS is spoken, where it is.
+    fn tls(&self, wanted: Wanted) -> Option<&Identity> {
+        self.identity.as_deref().filter(|_| wanted != Wanted::Bytes)
+    }
+
+    /// The addresses behind the names.
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// The backends that are names, by number.
+    pub(super) fn names(&self) -> impl Iterator<Item = (usize, &Arc<Name>)> {
+        self.backends.iter().enumerate().filter_map(|(index, backend)| Some((index, backend.name.as_ref()?)))
+    }
+
+    /// What became known of backend number `index`.
+    pub(super) fn learn(&self, index: usize, known: &Known) {
+        let port = self.backends[index].authority.port();
+        let all = |ips: &[IpAddr]| ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+        match known {
+            Known::Nothing => {}
+            Known::Addresses(known) => self.endpoints.learn(index, all(&known.current), all(&known.leaving)),
+            Known::Failed(_) => self.endpoints.withhold(index),
+        }
+    }
+
+    /// Takes over what is known of the names, and waits only while that is no address at all: one name that fails or
+    /// takes its time does not take the other backends along.
+    async fn resolve(&self, resolver: &Arc<Resolver>) -> Result<(), ResolveError> {
         let mut error = None;
-        for backend in &self.backends {
-            if let Some(address) = backend.authority.socket_address() {
-                addresses.push(address);
-                continue;
-            }
-            match resolver.addresses(&backend.name).await {
-                Ok(found) => {
-                    addresses.extend(found.iter().map(|ip| SocketAddr::new(*ip, backend.authority.port())));
+        let mut unknown: Vec<_> = self.names().map(|(index, name)| (index, resolver.follow(name))).collect();
+        loop {
+            unknown.retain_mut(|(index, receiver)| {
+                let known = receiver.borrow_and_update().clone();
+                self.learn(*index, &known);
+                match known {
+                    Known::Nothing => true,
+                    Known::Addresses(_) => false,
+                    Known::Failed(failed) => {
+                        error = Some(failed);
+                        false
+                    }
                 }
-                Err(failed) => error = Some(failed),
+            });
+            match error.take_if(|_| unknown.is_empty()) {
+                _ if self.endpoints.has_any() => return Ok(()),
+                Some(error) => return Err(error),
+                None => any_changed(&mut unknown).await,
             }
         }
-        // One name that fails does not take the other backends along.
-        match error {
-            Some(error) if addresses.is_empty() => Err(error),
-            _ => Ok(addresses),
-        }
     }
+}
 
-    /// The next address in turn that does not rest, and whether there is another one.
-    fn choose(&self, addresses: &[SocketAddr], now: Instant) -> Option<(SocketAddr, bool)> {
-        if let [only] = addresses {
-            return Some((*only, false));
-        }
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        resting.retain(|(_, until)| *until > now);
-        let awake: Vec<_> = addresses.iter().filter(|a| !resting.iter().any(|(r, _)| r == *a)).collect();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        match awake.len() {
-            0 => addresses.get(turn.checked_rem(addresses.len())?).map(|address| (*address, false)),
-            count => Some((*awake[turn % count], count > 1)),
-        }
+/// Waits for the first change.
+async fn any_changed(receivers: &mut [(usize, watch::Receiver<Known>)]) {
+    let mut changes: Vec<Pin<Box<dyn Future<Output = _> + Send>>> = Vec::new();
+    for (_, receiver) in receivers {
+        changes.push(Box::pin(receiver.changed()));
     }
-
-    fn rest(&self, address: SocketAddr, now: Instant) {
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        resting.retain(|(resting, _)| *resting != address);
-        resting.push((address, now + REST));
-    }
+    poll_fn(|cx| match changes.iter_mut().any(|change| change.as_mut().poll(cx).is_ready()) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
 }
 
 /// Opens a connection. `host` is the request's host, for targets that take their server name from it. `meters` hear how
@@ -200,35 +237,64 @@ pub async fn connect(
     let start = Instant::now();
     let deadline = tokio::time::Instant::from_std(deadline.min(start + target.timeout));
     let nowhere = |cause| ConnectError { address: None, has_alternative: false, cause };
-    let addresses = within(deadline, Phase::Dns, target.addresses(resolver)).await.map_err(nowhere)?;
+    within(deadline, Phase::Dns, target.resolve(resolver)).await.map_err(nowhere)?;
     let resolved = Instant::now();
-    let Some((address, has_alternative)) = target.choose(&addresses, resolved) else {
-        return Err(nowhere(ConnectCause::Tcp(io::ErrorKind::AddrNotAvailable.into())));
-    };
-    let failed = |cause| {
-        target.rest(address, Instant::now());
-        ConnectError { address: Some(address), has_alternative, cause }
-    };
-
-    let tcp = async { TcpStream::connect(address).await.map_err(ConnectCause::Tcp) };
-    let tcp = within(deadline, Phase::Connect, tcp).await.map_err(failed)?;
-    tune(&tcp);
-    let connected = Instant::now();
-    let (stream, is_http2) = match &target.identity {
-        None => (Stream::Plain(tcp), target.protocol == Protocol::H2c),
-        Some(identity) => {
-            let tls = handshake(target, identity, wanted, host, tcp);
-            within(deadline, Phase::Tls, tls).await.map_err(failed)?
+    let choice = async { target.endpoints.choose().await.ok_or_else(no_address) };
+    let opening = within(deadline, Phase::Connect, choice).await.map_err(nowhere)?;
+    let chosen = Instant::now();
+    let opened = open(target, opening.address(), wanted, host, deadline).await;
+    let now = Instant::now();
+    let (stream, is_http2, connected) = match opened {
+        Ok(opened) => opened,
+        Err(cause) => {
+            let (address, has_alternative) = (Some(opening.address()), opening.has_alternative());
+            if blames_address(&cause, now - chosen, target.timeout) {
+                opening.failed(now);
+            }
+            return Err(ConnectError { address, has_alternative, cause });
         }
     };
     if let Some(meters) = meters.filter(|_| target.cluster == Cluster::New) {
         meters.connect_phase(Phase::Dns, resolved - start);
         meters.connect_phase(Phase::Connect, connected - resolved);
-        if target.identity.is_some() {
-            meters.connect_phase(Phase::Tls, connected.elapsed());
+        if target.tls(wanted).is_some() {
+            meters.connect_phase(Phase::Tls, now - connected);
         }
     }
-    Ok(Connected { stream, is_http2, address })
+    Ok(Connected { stream, is_http2, endpoint: opening.opened(now) })
+}
+
+/// TCP, then TLS; says when TCP was there.
+async fn open(
+    target: &Target,
+    address: SocketAddr,
+    wanted: Wanted,
+    host: Option<&str>,
+    deadline: tokio::time::Instant,
+) -> Result<(Stream, bool, Instant), ConnectCause> {
+    let tcp = async { TcpStream::connect(address).await.map_err(ConnectCause::Tcp) };
+    let tcp = within(deadline, Phase::Connect, tcp).await?;
+    tune(&tcp);
+    let connected = Instant::now();
+    let (stream, is_http2) = match target.tls(wanted) {
+        None => (Stream::Plain(tcp), target.protocol == Protocol::H2c),
+        Some(identity) => within(deadline, Phase::Tls, handshake(target, identity, wanted, host, tcp)).await?,
+    };
+    Ok((stream, is_http2, connected))
+}
+
+fn no_address() -> ConnectCause {
+    ConnectCause::Tcp(io::ErrorKind::AddrNotAvailable.into())
+}
+
+/// A request that had next to no time left says nothing about the address that it could not reach.
+fn blames_address(cause: &ConnectCause, taken: Duration, allowed: Duration) -> bool {
+    match cause {
+        ConnectCause::Tcp(_) => !cause.is_own_shortage(),
+        ConnectCause::Tls(_) => true,
+        ConnectCause::TimedOut(_) => taken >= allowed / 2,
+        ConnectCause::Resolve(_) | ConnectCause::Shared | ConnectCause::ServerName => false,
+    }
 }
 
 async fn within<T, E: Into<ConnectCause>>(
@@ -252,10 +318,30 @@ async fn handshake(
     let of_request = || ServerName::try_from(host?).ok().map(|name| name.to_owned());
     let name = target.server_name.clone().or_else(of_request).ok_or(ConnectCause::ServerName)?;
     let config = match wanted {
-        Wanted::Http1 => identity.http1.clone(),
+        Wanted::Http1 | Wanted::Bytes => identity.http1.clone(),
         Wanted::Http2 => identity.http2.clone(),
     };
     let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(ConnectCause::Tls)?;
     let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
     Ok((Stream::Client(Box::new(tls)), is_http2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_lack_ourselves_blames_nobody() {
+        let tcp = |errno: Errno| ConnectCause::Tcp(io::Error::from_raw_os_error(errno.raw_os_error()));
+        for (errno, expected) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::ADDRNOTAVAIL, true),
+            (Errno::CONNREFUSED, false),
+            (Errno::HOSTUNREACH, false),
+        ] {
+            assert_eq!(tcp(errno).is_own_shortage(), expected, "{errno}");
+        }
+        assert!(!no_address().is_own_shortage());
+    }
 }

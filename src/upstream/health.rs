@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::connect::Wanted;
 use super::pool::Pool;
-use super::probe::{Question, probe};
+use super::probe::{Fault, Question, probe};
 use crate::config::{self, Cluster};
 
 /// Probers that start together begin this far apart.
@@ -207,6 +207,10 @@ impl Prober {
             }
             return;
         };
+        if matches!(&fault, Fault::Connect(error) if error.is_own_shortage()) {
+            tracing::warn!(service, target, error = %fault, "a health check could not be made");
+            return;
+        }
         // Some of it is the peer's own words.
         let error: String = fault.to_string().chars().take(LONGEST_ERROR).collect();
         if self.health.observe_error(&error).is_none() {

@@ -5,7 +5,11 @@ pub mod body;
 pub mod breaker;
 pub mod budget;
 pub mod connect;
+pub mod direct;
+pub mod dns;
+pub mod endpoints;
 pub mod health;
+pub mod long_lived;
 pub mod pool;
 pub mod probe;
 pub mod ratio;
@@ -17,6 +21,7 @@ use std::time::Instant;
 
 use breaker::{Admitted, Availability, Breaker, Permit, State, Transition, Verdict};
 use health::Health;
+use long_lived::LongLived;
 use pool::Pool;
 
 use crate::telemetry::labels::BreakerState;
@@ -30,13 +35,15 @@ pub struct Upstream {
     pub breaker: Option<Arc<Breaker>>,
     /// What probes say of it, when there are any.
     pub health: Option<Arc<Health>>,
+    /// Its exchanges that last.
+    pub long_lived: Arc<LongLived>,
     waiting: Arc<AtomicUsize>,
     max_waiting: Option<usize>,
     meters: Arc<ServiceMeters>,
 }
 
 impl Upstream {
-    /// An upstream on these parts; `previous` hands over how much waits.
+    /// An upstream on these parts; `previous` hands over how much waits and what lasts, also when the target is another.
     pub fn new(
         pool: Arc<Pool>,
         breaker: Option<Arc<Breaker>>,
@@ -45,7 +52,8 @@ impl Upstream {
         previous: Option<&Self>,
     ) -> Self {
         let waiting = previous.map_or_else(Arc::default, |previous| previous.waiting.clone());
-        Self { pool, breaker, health: None, waiting, max_waiting, meters }
+        let long_lived = previous.map_or_else(Arc::default, |previous| previous.long_lived.clone());
+        Self { pool, breaker, health: None, long_lived, waiting, max_waiting, meters }
     }
 
     /// The same with a health check.
@@ -108,30 +116,58 @@ pub struct Admission {
 impl Admission {
     /// The upstream did what it should, or not. What comes back can still tell of a body that ends early.
     pub fn settle(mut self, verdict: Verdict, now: Instant) -> Settled {
-        let Some((breaker, permit)) = self.permit.take() else {
-            return Settled { breaker: None, meters: self.meters.clone() };
-        };
+        let Some((breaker, permit)) = self.permit.take() else { return Settled(Judged::Free) };
         let admitted = permit.admitted();
         if let Some(transition) = breaker.settle(permit, verdict, now) {
             announce(&self.meters, transition);
         }
-        Settled { breaker: Some((breaker, admitted)), meters: self.meters.clone() }
+        Settled(Judged::AtHead(breaker, admitted, self.meters.clone()))
+    }
+
+    /// The verdict comes with the trailers, but for a probe: others wait for it.
+    pub fn settle_at_trailers(self, now: Instant) -> Settled {
+        match &self.permit {
+            None => Settled(Judged::Free),
+            Some((_, permit)) if permit.is_probe() => self.settle(Verdict::Success, now),
+            Some(_) => Settled(Judged::AtTrailers(self)),
+        }
     }
 }
 
-/// A request whose verdict was given at the response head.
-pub struct Settled {
-    breaker: Option<(Arc<Breaker>, Admitted)>,
-    meters: Arc<ServiceMeters>,
+/// A request whose response head has come.
+pub struct Settled(Judged);
+
+enum Judged {
+    /// Nobody asks.
+    Free,
+    /// The verdict was given at the head.
+    AtHead(Arc<Breaker>, Admitted, Arc<ServiceMeters>),
+    /// It is still to come.
+    AtTrailers(Admission),
 }
 
 impl Settled {
+    /// The body has come to its end, with this verdict; one that was given at the head stays.
+    pub fn ended(&mut self, verdict: Verdict, now: Instant) {
+        match std::mem::replace(&mut self.0, Judged::Free) {
+            Judged::AtTrailers(admission) => self.0 = admission.settle(verdict, now).0,
+            given => self.0 = given,
+        }
+    }
+
     /// The body ended early: one more failure.
     pub fn failed_after(self) {
-        if let Some((breaker, admitted)) = self.breaker
-            && let Some(transition) = breaker.fail_after(admitted, Instant::now())
-        {
-            announce(&self.meters, transition);
+        let now = Instant::now();
+        match self.0 {
+            Judged::Free => {}
+            Judged::AtHead(breaker, admitted, meters) => {
+                if let Some(transition) = breaker.fail_after(admitted, now) {
+                    announce(&meters, transition);
+                }
+            }
+            Judged::AtTrailers(admission) => {
+                admission.settle(Verdict::Failure, now);
+            }
         }
     }
 }

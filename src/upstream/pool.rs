@@ -3,18 +3,22 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::body::OutBody;
 use super::connect::{ConnectCause, ConnectError, Connected, Target, Wanted, connect};
-use super::resolve::Resolver;
+use super::direct::Direct;
+use super::endpoints::Endpoint;
+use super::resolve::{Known, Resolver};
+use crate::config::Cluster;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::metrics::{ConnectionGauge, ServiceMeters};
 
@@ -59,6 +63,8 @@ pub struct Pool {
     many_fields: AtomicBool,
     /// The backend has chosen HTTP/1.1 where HTTP/2 was offered.
     chooses_http1: AtomicBool,
+    /// The names of the target are listened to.
+    follows: AtomicBool,
 }
 
 struct Shard {
@@ -74,19 +80,29 @@ struct Connections {
     http2: Vec<Arc<Shared>>,
 }
 
-/// An HTTP/1.1 connection that waits.
-struct Idle {
+/// An HTTP/1.1 connection.
+struct Single {
     sender: http1::SendRequest<OutBody>,
     driver: AbortHandle,
     made: Made,
+}
+
+/// An HTTP/1.1 connection that waits.
+struct Idle {
+    connection: Single,
     since: Instant,
 }
 
-/// An HTTP/2 connection.
+/// An HTTP/2 connection. While no request has it, it counts as idle.
 struct Shared {
     sender: http2::SendRequest<OutBody>,
     made: Made,
+    meters: Arc<ServiceMeters>,
+    cluster: Cluster,
     in_flight: AtomicUsize,
+    /// The last request on it got no head in time: the connection may be dead without a sign, and hyper's pings take their
+    /// time to find out. New requests take another one until something comes on it.
+    is_silent: AtomicBool,
     /// When its last request ended.
     used: Mutex<Instant>,
     /// What the peer allows, written by the connection's driver.
@@ -94,12 +110,11 @@ struct Shared {
 }
 
 /// What a connection was made for.
-#[derive(Clone)]
 struct Made {
-    address: std::net::SocketAddr,
+    endpoint: Arc<Endpoint>,
     wanted: Wanted,
     /// The server name, where the request brought it.
-    host: Option<Arc<str>>,
+    host: Option<Box<str>>,
     /// It takes heads of many fields.
     many_fields: bool,
     renew_at: Instant,
@@ -109,14 +124,13 @@ struct Made {
 pub struct Lease {
     pool: Arc<Pool>,
     held: Held,
-    made: Made,
     worker: usize,
     /// The connection has served a request before.
     reused: bool,
 }
 
 enum Held {
-    Http1(http1::SendRequest<OutBody>, AbortHandle),
+    Http1(Single),
     Http2(Arc<Shared>),
     Gone,
 }
@@ -168,6 +182,7 @@ impl Pool {
             closed: AtomicBool::new(false),
             many_fields: AtomicBool::new(false),
             chooses_http1: AtomicBool::new(false),
+            follows: AtomicBool::new(false),
         })
     }
 
@@ -222,6 +237,18 @@ impl Pool {
         connect(&self.target, &self.resolver, wanted, Some(host), deadline, None).await
     }
 
+    /// A connection that the pool never sees, for bytes that are relayed as they are.
+    ///
+    /// # Errors
+    ///
+    /// It could not be made in time.
+    pub async fn connect_directly(self: &Arc<Self>, deadline: Instant) -> Result<Direct, ConnectError> {
+        self.follow();
+        let connected =
+            connect(&self.target, &self.resolver, Wanted::Bytes, None, deadline, Some(&self.meters)).await?;
+        Ok(Direct::new(self.clone(), connected))
+    }
+
     async fn make(self: &Arc<Self>, demand: Demand<'_>) -> Result<Lease, ConnectError> {
         let since = Instant::now();
         if demand.wanted == Wanted::Http1 || self.chooses_http1.load(Ordering::Relaxed) {
@@ -245,7 +272,7 @@ impl Pool {
         opened
     }
 
-    /// Closes connections that have been idle too long.
+    /// Closes connections that have been idle too long, or whose address has left DNS.
     pub fn sweep(&self, now: Instant) {
         let limit = self.bounds.idle_timeout;
         self.close_where(|since| now.saturating_duration_since(since) > limit, now);
@@ -266,8 +293,8 @@ impl Pool {
         for shard in &self.shards {
             let ended: Vec<Idle> = {
                 let mut connections = lock(shard);
-                connections.http2.retain(|shared| !shared.sender.is_closed() && !shared.is_over(&is_over, now));
-                connections.http1.extract_if(.., |idle| idle.sender.is_closed() || is_over(idle.since)).collect()
+                connections.http2.retain(|shared| !shared.is_over(&is_over, now));
+                connections.http1.extract_if(.., |idle| idle.connection.has_ended() || is_over(idle.since)).collect()
             };
             self.left(ended.len());
         }
@@ -281,43 +308,56 @@ impl Pool {
             && takes_any
             && let Some(shared) = connections.http2.iter().find(|shared| shared.takes(demand, now))
         {
-            return Some(self.share(shared.clone(), demand.worker, true));
+            return Some(self.hold(Held::Http2(shared.clone()), demand.worker, true));
         }
-        let many_fields = self.many_fields.load(Ordering::Relaxed);
         let longest = demand.longest_idle.unwrap_or(self.bounds.idle_timeout).min(self.bounds.idle_timeout);
+        let many_fields = self.many_fields.load(Ordering::Relaxed);
+        let fits = |idle: &Idle| {
+            let Idle { connection, since } = idle;
+            now.saturating_duration_since(*since) < longest
+                && connection.made.fits(demand)
+                && connection.made.many_fields == many_fields
+                && connection.sender.is_ready()
+        };
         let mut dropped = 0;
-        let mut found = None;
+        let mut found: Option<usize> = None;
         let mut index = connections.http1.len();
         // The newest first: the oldest then reach their idle limit, and a pool shrinks after a peak.
         while index > 0 {
             index -= 1;
             let idle = &connections.http1[index];
-            if idle.sender.is_closed() {
-                connections.http1.swap_remove(index);
+            if idle.connection.has_ended() {
+                connections.http1.remove(index);
                 dropped += 1;
-            } else if now.saturating_duration_since(idle.since) < longest
-                && idle.made.fits(demand)
-                && idle.made.many_fields == many_fields
-                && idle.sender.is_ready()
-            {
-                found = Some(connections.http1.remove(index));
-                break;
+                found = found.map(|found| found - 1);
+            } else if fits(idle) {
+                let load = |index: usize| connections.http1[index].connection.made.endpoint.load();
+                let is_second = found.is_some();
+                if found.is_none_or(|found| load(index) < load(found)) {
+                    found = Some(index);
+                }
+                // Where there are several addresses, the one with less load of two connections.
+                if is_second || !self.target.endpoints().has_several() {
+                    break;
+                }
             }
         }
+        let found = found.map(|index| connections.http1.remove(index));
         drop(connections);
         self.left(dropped + usize::from(found.is_some()));
-        let idle = found?;
-        Some(self.hold(Held::Http1(idle.sender, idle.driver), idle.made, demand.worker, true))
+        Some(self.hold(Held::Http1(found?.connection), demand.worker, true))
     }
 
     /// A new connection, for one request at first.
     async fn open(self: &Arc<Self>, demand: &Demand<'_>) -> Result<Lease, ConnectError> {
         let Demand { wanted, host, deadline, worker, .. } = *demand;
+        self.follow();
         let connected = connect(&self.target, &self.resolver, wanted, host, deadline, Some(&self.meters)).await?;
         let age = AGE.mul_f64(rand::random_range(0.8..1.2));
-        let address = connected.address;
+        let endpoint = connected.endpoint.clone();
+        let address = endpoint.address();
         let many_fields = self.many_fields.load(Ordering::Relaxed);
-        let made = Made { address, wanted, host: host.map(Arc::from), many_fields, renew_at: Instant::now() + age };
+        let made = Made { endpoint, wanted, host: host.map(Box::from), many_fields, renew_at: Instant::now() + age };
         let failed = |error: hyper::Error| ConnectError {
             address: Some(address),
             has_alternative: false,
@@ -325,14 +365,24 @@ impl Pool {
         };
         if connected.is_http2 {
             let (sender, allowed) = self.start_http2(connected).await.map_err(failed)?;
-            let used = Mutex::new(Instant::now());
-            let shared = Arc::new(Shared { sender, made, in_flight: AtomicUsize::new(0), used, allowed });
+            let shared = Arc::new(Shared::new(sender, made, allowed, self.meters.clone(), self.target.cluster));
             lock(&self.shards[worker]).http2.push(shared.clone());
-            return Ok(self.share(shared, worker, false));
+            return Ok(self.hold(Held::Http2(shared), worker, false));
         }
         self.chooses_http1.store(wanted == Wanted::Http2, Ordering::Relaxed);
         let (sender, driver) = self.start_http1(connected, many_fields).await.map_err(failed)?;
-        Ok(self.hold(Held::Http1(sender, driver), made, worker, false))
+        Ok(self.hold(Held::Http1(Single { sender, driver, made }), worker, false))
+    }
+
+    /// From the first connection on, the pool hears of every answer of DNS, also while nobody opens another one.
+    fn follow(self: &Arc<Self>) {
+        if self.follows.load(Ordering::Relaxed) || self.follows.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        for (index, name) in self.target.names() {
+            let known = self.resolver.follow(name);
+            self.resolver.runtime().spawn(close_what_left(Arc::downgrade(self), index, known));
+        }
     }
 
     async fn start_http1(
@@ -382,20 +432,22 @@ impl Pool {
         Ok((sender, allowed))
     }
 
-    fn share(self: &Arc<Self>, shared: Arc<Shared>, worker: usize, reused: bool) -> Lease {
-        shared.in_flight.fetch_add(1, Ordering::Relaxed);
-        let made = shared.made.clone();
-        self.hold(Held::Http2(shared), made, worker, reused)
-    }
-
-    fn hold(self: &Arc<Self>, held: Held, made: Made, worker: usize, reused: bool) -> Lease {
-        self.gauge().active_inc();
-        Lease { pool: self.clone(), held, made, worker, reused }
+    fn hold(self: &Arc<Self>, held: Held, worker: usize, reused: bool) -> Lease {
+        match &held {
+            Held::Http1(connection) => {
+                connection.made.endpoint.begin();
+                self.gauge().active_inc();
+            }
+            Held::Http2(shared) => shared.begin(),
+            Held::Gone => {}
+        }
+        Lease { pool: self.clone(), held, worker, reused }
     }
 
     /// Keeps a connection for the next request, unless there are enough.
     fn keep(&self, worker: usize, idle: Idle) {
-        if idle.sender.is_closed() || idle.since >= idle.made.renew_at || self.closed.load(Ordering::Relaxed) {
+        let Idle { connection, since } = &idle;
+        if connection.has_ended() || *since >= connection.made.renew_at || self.closed.load(Ordering::Relaxed) {
             return;
         }
         if self.idle.fetch_add(1, Ordering::Relaxed) >= self.bounds.max_idle {
@@ -406,6 +458,12 @@ impl Pool {
         lock(&self.shards[worker]).http1.push(idle);
     }
 
+    /// A request on an HTTP/1.1 connection has ended.
+    fn ends(&self, connection: &Single) {
+        connection.made.endpoint.end();
+        self.gauge().active_dec();
+    }
+
     fn left(&self, count: usize) {
         for _ in 0..count {
             self.gauge().idle_dec();
@@ -413,7 +471,7 @@ impl Pool {
         self.idle.fetch_sub(count, Ordering::Relaxed);
     }
 
-    fn gauge(&self) -> &ConnectionGauge {
+    pub(super) fn gauge(&self) -> &ConnectionGauge {
         self.meters.connections(self.target.cluster)
     }
 }
@@ -431,18 +489,73 @@ impl Made {
     }
 }
 
+impl Single {
+    /// No request may have it any more.
+    fn has_ended(&self) -> bool {
+        self.sender.is_closed() || self.made.endpoint.has_left()
+    }
+}
+
 impl Shared {
+    fn new(
+        sender: http2::SendRequest<OutBody>,
+        made: Made,
+        allowed: Arc<AtomicUsize>,
+        meters: Arc<ServiceMeters>,
+        cluster: Cluster,
+    ) -> Self {
+        meters.connections(cluster).idle_inc();
+        let (in_flight, used) = (AtomicUsize::new(0), Mutex::new(Instant::now()));
+        let is_silent = AtomicBool::new(false);
+        Self { sender, made, meters, cluster, in_flight, is_silent, used, allowed }
+    }
+
+    /// One request more; the first one makes the connection active.
+    fn begin(&self) {
+        self.made.endpoint.begin();
+        if self.in_flight.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.gauge().active_inc();
+            self.gauge().idle_dec();
+        }
+    }
+
+    /// One request less; after the last one the connection is idle.
+    fn end(&self) {
+        self.made.endpoint.end();
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        if self.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.gauge().idle_inc();
+            self.gauge().active_dec();
+        }
+    }
+
+    fn gauge(&self) -> &ConnectionGauge {
+        self.meters.connections(self.cluster)
+    }
+
+    /// No new request may have it.
+    fn has_ended(&self, now: Instant) -> bool {
+        self.sender.is_closed()
+            || now >= self.made.renew_at
+            || self.made.endpoint.has_left()
+            || self.is_silent.load(Ordering::Relaxed)
+    }
+
     fn is_over(&self, is_over: &impl Fn(Instant) -> bool, now: Instant) -> bool {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        now >= self.made.renew_at || self.in_flight.load(Ordering::Relaxed) == 0 && is_over(used)
+        self.has_ended(now) || self.in_flight.load(Ordering::Relaxed) == 0 && is_over(used)
     }
 
     fn takes(&self, demand: &Demand<'_>, now: Instant) -> bool {
         let most = STREAMS.min(self.allowed.load(Ordering::Relaxed)).max(1);
-        self.made.fits(demand)
-            && !self.sender.is_closed()
-            && now < self.made.renew_at
-            && self.in_flight.load(Ordering::Relaxed) < most
+        self.made.fits(demand) && !self.has_ended(now) && self.in_flight.load(Ordering::Relaxed) < most
+    }
+}
+
+/// Requests hold the connection, so none is under way when it is dropped.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.gauge().idle_dec();
     }
 }
 
@@ -456,26 +569,34 @@ impl Lease {
 
     /// Learns from a head that was too large for this connection; true when another connection may take it.
     pub fn saw_large_head(&self) -> bool {
-        matches!(self.held, Held::Http1(..))
-            && !self.made.many_fields
+        matches!(&self.held, Held::Http1(connection) if !connection.made.many_fields)
             && !self.pool.many_fields.swap(true, Ordering::Relaxed)
     }
 
     /// The peer may have closed the connection while it was idle. On HTTP/2 the peer says what it did not process.
     pub fn may_have_ended(&self) -> bool {
-        self.reused && matches!(self.held, Held::Http1(..))
+        self.reused && matches!(self.held, Held::Http1(_))
+    }
+
+    /// Which side of the migration it leads to.
+    pub fn cluster(&self) -> Cluster {
+        self.pool.target.cluster
     }
 
     /// The address of the backend.
     pub fn address(&self) -> std::net::SocketAddr {
-        self.made.address
+        match &self.held {
+            Held::Http1(connection) => connection.made.endpoint.address(),
+            Held::Http2(shared) => shared.made.endpoint.address(),
+            Held::Gone => unreachable!("a lease has its connection until it is given back"),
+        }
     }
 
     /// What is spoken on the connection.
     pub fn version(&self) -> http::Version {
         match self.held {
             Held::Http2(_) => http::Version::HTTP_2,
-            Held::Http1(..) | Held::Gone => http::Version::HTTP_11,
+            Held::Http1(_) | Held::Gone => http::Version::HTTP_11,
         }
     }
 
@@ -486,19 +607,32 @@ impl Lease {
     /// The connection failed; the request comes back when nothing of it was sent.
     pub async fn send(&mut self, request: Request<OutBody>) -> Result<Response<Incoming>, SendError> {
         let result = match &mut self.held {
-            Held::Http1(sender, _) => sender.try_send_request(request).await,
-            Held::Http2(shared) => shared.sender.clone().try_send_request(request).await,
+            Held::Http1(connection) => connection.sender.try_send_request(request).await,
+            Held::Http2(shared) => {
+                let result = shared.sender.clone().try_send_request(request).await;
+                if shared.is_silent.load(Ordering::Relaxed) && result.is_ok() {
+                    shared.is_silent.store(false, Ordering::Relaxed);
+                }
+                result
+            }
             Held::Gone => unreachable!("a lease sends before it is given back"),
         };
         result.map_err(|mut error| SendError { unsent: error.take_message(), error: error.into_error() })
     }
 
+    /// The request got no head in time.
+    pub fn was_silent(&self) {
+        if let Held::Http2(shared) = &self.held {
+            shared.is_silent.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Gives the connection back after a whole exchange. A lease that is only dropped closes an HTTP/1.1 connection.
     pub fn recycle(mut self, now: Instant) {
         match std::mem::replace(&mut self.held, Held::Gone) {
-            Held::Http1(sender, driver) => {
-                let idle = Idle { sender, driver, made: self.made.clone(), since: now };
-                self.pool.keep(self.worker, idle);
+            Held::Http1(connection) => {
+                self.pool.ends(&connection);
+                self.pool.keep(self.worker, Idle { connection, since: now });
             }
             other => self.held = other,
         }
@@ -507,16 +641,36 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.pool.gauge().active_dec();
         match &self.held {
-            // A driver that has more to write to a peer that does not read would otherwise live on, and the client's
-            // body with it.
-            Held::Http1(_, driver) => driver.abort(),
-            Held::Http2(shared) => {
-                *shared.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-                shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+            Held::Http1(connection) => {
+                self.pool.ends(connection);
+                // A driver that has more to write to a peer that does not read would otherwise live on, and the
+                // client's body with it.
+                connection.driver.abort();
             }
+            Held::Http2(shared) => shared.end(),
             Held::Gone => {}
+        }
+    }
+}
+
+/// Owned by the pool; ends with it, or with the name, at the latest at the next answer.
+async fn close_what_left(pool: Weak<Pool>, backend: usize, mut known: watch::Receiver<Known>) {
+    let mut before = None;
+    loop {
+        let newest = known.borrow_and_update().clone();
+        let Some(pool) = pool.upgrade() else { return };
+        // While DNS says the same, the object is the same.
+        if let Known::Addresses(addresses) = &newest
+            && !before.as_ref().is_some_and(|before| Arc::ptr_eq(before, addresses))
+        {
+            pool.target.learn(backend, &newest);
+            pool.sweep(Instant::now());
+            before = Some(addresses.clone());
+        }
+        drop(pool);
+        if known.changed().await.is_err() {
+            return;
         }
     }
 }

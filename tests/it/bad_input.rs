@@ -65,12 +65,11 @@ fn each_mistake_is_named_with_its_place_and_a_way_out() {
         ("name: api", "name: Api_1", "2:11", &["Api_1"]),
         ("    new_host: api.new.test\n", "", "2:5", &["new_host"]),
         ("    migration:", "    name: twice\n    migration:", "6:5", &["name"]),
-        ("    migration:", "    shadow: {percentage: 5}\n    migration:", "6:", &["not available in this version"]),
         (
             "    migration:",
-            "    headers: {rewrite_origin: true}\n    migration:",
-            "6:31",
-            &["services[0].headers.rewrite_origin", "not available in this version", "leave the key out"],
+            "    shadow: {percentage: 5}\n    migration:",
+            "6:13",
+            &["services[0].shadow", "not available in this version", "leave the key out"],
         ),
         (
             "services:",

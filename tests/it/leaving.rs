@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::support::app::Proxy;
 use crate::support::certs::Authority;
 use crate::support::client::{Client, Http2};
+use crate::support::dns::{Dns, Reply, at};
 use crate::support::origin::{Answer, Blackhole, End, Gate, OnAccept, Origin};
 use crate::support::setup::{Clusters, Service, Setup};
 use crate::support::{PATIENCE, eventually, eventually_some};
@@ -14,6 +15,8 @@ const HOST: &str = "a.old.test";
 const LIMITS: &str = "limits: {max_in_flight: 2}";
 /// One failure would open it.
 const STRICT: &str = "fallback: {max_failures: 1, recovery_time: 300}";
+/// A name that failed is soon asked for again.
+const SOON: &str = "dns: {min_ttl: 100ms, negative_ttl: 100ms}";
 /// How often each client leaves.
 const TIMES: u64 = 3;
 
@@ -95,6 +98,28 @@ fn while_it_waits_for_the_head_over_http2() {
 
     assert_all_given_back(&proxy, 499);
     assert_serves(&proxy, "new", "hundred");
+}
+
+#[test]
+fn while_the_name_of_new_is_looked_up() {
+    let (clusters, dns) = (Clusters::new(), Dns::new());
+    dns.on("a.new.test", Reply::Silence);
+    let named = format!("a.new.test:{}", clusters.new.port());
+    let service = all_on_new(&clusters).new_backend(named).with(STRICT).with("timeouts: {connect: 30s}");
+    let proxy = Proxy::start(&Setup::new([service]).top(LIMITS).top(SOON).names_from(dns.sources()));
+
+    for number in 1..=TIMES {
+        let client = send_get(&proxy);
+        // There is nothing to be seen from outside: a whole exchange on the same worker later it waits.
+        proxy.get("nobody.test", "/");
+        drop(client);
+        eventually(PATIENCE, "it is given up", || aborted(&proxy, "new") == number as f64);
+    }
+
+    assert_all_given_back(&proxy, 499);
+    dns.on("a.new.test", at(clusters.new.address().ip()));
+    // Old answers until the name is known, and then new is asked.
+    eventually(PATIENCE * 2, "the name is known", || proxy.get(HOST, "/").side() == Some("new"));
 }
 
 #[test]

@@ -9,9 +9,11 @@
 #![allow(clippy::needless_pass_by_value, reason = "`impl ToString` reads better at the call")]
 #![allow(unreachable_pub, reason = "the kit's public face is for this binary")]
 
+mod addresses;
 mod bad_input;
 mod cli;
 mod docs;
+mod drain;
 mod endurance;
 mod fallback;
 mod forwarding;
@@ -20,8 +22,11 @@ mod kit;
 mod layers;
 mod leaving;
 mod limits;
+mod origins;
+mod passthrough;
 mod peers;
 mod pooling;
+mod proxy_protocol;
 mod reload;
 mod routing;
 mod secrets;

@@ -1,13 +1,15 @@
 //! A changed file: how it is noticed, what it changes, and what it must never touch.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::support::app::Proxy;
 use crate::support::certs::Authority;
+use crate::support::cli::free_port;
 use crate::support::client::{Client, Http2, Load};
 use crate::support::origin::{Answer, Gate, pattern};
-use crate::support::setup::{Clusters, Setup};
-use crate::support::{PATIENCE, eventually};
+use crate::support::setup::{Clusters, Ports, Setup};
+use crate::support::{PATIENCE, eventually, eventually_some};
 
 const HOST: &str = "a.old.test";
 
@@ -310,4 +312,44 @@ fn no_connection_is_touched_whatever_it_is_doing() {
     assert_eq!(plain.get(HOST, "/").side(), Some("new"));
     assert_eq!(secure.get(HOST, "/").side(), Some("new"));
     assert_eq!(second.get(&format!("https://{HOST}/")).side(), Some("new"));
+}
+
+#[test]
+fn a_changed_port_serves_before_the_old_one_closes_and_keeps_its_connections() {
+    let clusters = Clusters::new();
+    let setup = at(&clusters, 100);
+    let proxy = Proxy::start(&setup);
+    let mut kept = proxy.client();
+    assert_eq!(kept.get(HOST, "/").side(), Some("new"));
+    let (http, admin) = (free_port(), free_port());
+    let text = setup.text(&proxy.directory, Ports { http, https: 0, admin });
+
+    proxy.file.replace(&text);
+
+    let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let refuses = |address| Client::try_plain(address, None).is_err();
+    eventually(PATIENCE, "the new ports serve", || !refuses(at(http)) && !refuses(at(admin)));
+    assert_eq!(Client::plain(at(http)).get(HOST, "/").side(), Some("new"));
+    eventually(PATIENCE, "the old ones are given up", || {
+        refuses(proxy.addresses.http) && refuses(proxy.addresses.admin)
+    });
+    assert_eq!(kept.get(HOST, "/").side(), Some("new"), "a connection to the old port lives on");
+    let status = Client::plain(at(admin)).get("127.0.0.1", "/status").json();
+    assert_eq!(status["config"]["restart_needed"].to_string(), "[]");
+}
+
+#[test]
+fn a_port_in_use_is_a_mistake_of_the_file() {
+    let clusters = Clusters::new();
+    let setup = at(&clusters, 100);
+    let proxy = Proxy::start(&setup);
+    let taken = clusters.old.address().port();
+
+    proxy.file.replace(&setup.text(&proxy.directory, Ports { http: taken, ..Ports::ANY }));
+
+    let error = eventually_some(PATIENCE, "it is refused", || {
+        proxy.status()["config"]["last_error"].as_str().map(str::to_owned)
+    });
+    assert!(error.contains("listen.http") && error.contains(&taken.to_string()), "{error}");
+    assert_eq!(proxy.get(HOST, "/").side(), Some("new"));
 }

@@ -57,8 +57,9 @@ fn a_thousand_swaps_drop_nothing() {
     }
     let mut server = Server::start(&setup(&clusters, 20));
     let mut long: Vec<Long> = (0..scale.pick(40, 1_000)).map(|number| Long::open(&server, number % 2 == 0)).collect();
-    let load = Paced::new(server.addresses.http, HOST, scale.pick(100, 1_000)).calls(mixed).start();
-    // The first changes make what all later ones use.
+    let load = Paced::new(server.addresses.http, HOST, scale.pick(100, 300)).calls(mixed).start();
+    // The load opens what it needs, and the first changes make what all later ones use.
+    std::thread::sleep(scale.millis(300, 5_000));
     for round in 0..scale.pick(3, 20) {
         server.file.swap(&server.text(&setup(&clusters, round % 100)));
         std::thread::sleep(Duration::from_millis(50));

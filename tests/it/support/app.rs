@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 
 use migration_proxy::app::{App, Options, StartError};
+use migration_proxy::upstream::dns::Sources;
 use tempfile::TempDir;
 
 use super::reach::Reach;
@@ -20,8 +21,8 @@ pub struct Proxy {
     directory: TempDir,
 }
 
-fn start(config: PathBuf) -> Result<App, StartError> {
-    App::start(Options { config, environment: BTreeMap::new() })
+fn start(config: PathBuf, names: Sources) -> Result<App, StartError> {
+    App::start(Options { config, environment: BTreeMap::new(), names })
 }
 
 impl Proxy {
@@ -31,7 +32,7 @@ impl Proxy {
         let directory = TempDir::new().unwrap();
         let text = setup.text(directory.path(), Ports::ANY);
         let file = ConfigFile::kubelet(&directory.path().join("config"), &text);
-        Self::over(directory, file, &text)
+        Self::over(directory, file, &text, setup.names())
     }
 
     /// The same from an ordinary file instead of a ConfigMap volume.
@@ -40,12 +41,12 @@ impl Proxy {
         let directory = TempDir::new().unwrap();
         let text = setup.text(directory.path(), Ports::ANY);
         let file = ConfigFile::plain(&directory.path().join("config"), &text);
-        Self::over(directory, file, &text)
+        Self::over(directory, file, &text, setup.names())
     }
 
     #[track_caller]
-    fn over(directory: TempDir, file: ConfigFile, text: &str) -> Self {
-        let app = start(file.path()).unwrap_or_else(|error| panic!("the proxy does not start: {error}\n{text}"));
+    fn over(directory: TempDir, file: ConfigFile, text: &str, names: Sources) -> Self {
+        let app = start(file.path(), names).unwrap_or_else(|error| panic!("the proxy does not start: {error}\n{text}"));
         let addresses = Addresses {
             http: app.addresses.http[0],
             https: app.addresses.https.first().copied(),

@@ -8,6 +8,7 @@ pub mod balancer;
 pub mod certs;
 pub mod cli;
 pub mod client;
+pub mod dns;
 pub mod origin;
 pub mod peers;
 pub mod reach;

@@ -7,6 +7,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use migration_proxy::upstream::dns::Sources;
+
 use super::certs::{Authority, Identity};
 use super::origin::Origin;
 
@@ -134,6 +136,7 @@ pub struct Setup {
     drain: String,
     workers: usize,
     https: bool,
+    names: Sources,
 }
 
 /// Where the proxy of a test listens; port 0 lets the system choose.
@@ -165,6 +168,7 @@ impl Setup {
             drain: "delay: 0s, grace: 5s".to_owned(),
             workers: 1,
             https: false,
+            names: Sources::default(),
         }
     }
 
@@ -209,6 +213,16 @@ impl Setup {
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
+    }
+
+    /// Where names are looked up, of a proxy in this process.
+    pub fn names_from(mut self, names: Sources) -> Self {
+        self.names = names;
+        self
+    }
+
+    pub(super) fn names(&self) -> Sources {
+        self.names.clone()
     }
 
     pub(super) fn has_https(&self) -> bool {

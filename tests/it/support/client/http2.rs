@@ -1,5 +1,6 @@
 //! An HTTP/2 client over hyper, driven by the calling thread.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,15 @@ impl Http2 {
     #[track_caller]
     pub fn plain(address: SocketAddr) -> Self {
         Self::open(async move { TcpStream::connect(address).await.unwrap() })
+    }
+
+    /// The same from another loopback address, behind these bytes.
+    #[track_caller]
+    pub fn plain_behind(address: SocketAddr, source: &str, start: &[u8]) -> Self {
+        let mut socket = super::connect(address, Some(source.parse().unwrap())).unwrap();
+        socket.write_all(start).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Self::open(async move { TcpStream::from_std(socket).unwrap() })
     }
 
     /// Over TLS; fails unless ALPN agrees on h2.

@@ -188,9 +188,32 @@ impl Client {
 
     /// A TLS connection whose handshake is over, or why it failed. A refused client certificate shows at the first read.
     pub fn try_tls(address: SocketAddr, sni: &str, config: &Arc<ClientConfig>) -> io::Result<Self> {
+        Self::handshake(connect(address, None)?, sni, config, |socket, hello| socket.write_all(hello))
+    }
+
+    /// The same from another loopback address, and with a way of its own to send the first bytes.
+    pub fn try_tls_from(
+        address: SocketAddr,
+        source: &str,
+        sni: &str,
+        config: &Arc<ClientConfig>,
+        send_hello: impl FnOnce(&mut TcpStream, &[u8]) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        Self::handshake(connect(address, Some(source.parse().unwrap()))?, sni, config, send_hello)
+    }
+
+    fn handshake(
+        mut socket: TcpStream,
+        sni: &str,
+        config: &Arc<ClientConfig>,
+        send_hello: impl FnOnce(&mut TcpStream, &[u8]) -> io::Result<()>,
+    ) -> io::Result<Self> {
         let name = ServerName::try_from(sni.to_owned()).map_err(io::Error::other)?;
-        let session = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
-        let mut stream = StreamOwned::new(session, connect(address, None)?);
+        let mut session = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
+        let mut hello = Vec::new();
+        session.write_tls(&mut hello)?;
+        send_hello(&mut socket, &hello)?;
+        let mut stream = StreamOwned::new(session, socket);
         while stream.conn.is_handshaking() {
             uninterrupted(|| stream.conn.complete_io(&mut stream.sock))?;
         }

@@ -60,9 +60,24 @@ impl Origin {
         Self::start(side, None, false)
     }
 
+    /// The same, at an address of the test's choice.
+    pub fn plain_at(side: &str, address: SocketAddr) -> Self {
+        Self::over(listen(address), side, None, false)
+    }
+
+    /// The same where the machine may not have the address.
+    pub fn try_plain_at(side: &str, address: SocketAddr) -> Option<Self> {
+        Some(Self::over(try_listen(address).ok()?, side, None, false))
+    }
+
     /// HTTP/2 in clear by prior knowledge.
     pub fn h2c(side: &str) -> Self {
         Self::start(side, None, true)
+    }
+
+    /// The same, at an address of the test's choice.
+    pub fn h2c_at(side: &str, address: SocketAddr) -> Self {
+        Self::over(listen(address), side, None, true)
     }
 
     /// TLS; HTTP/2 when the configuration's ALPN chooses it.
@@ -71,7 +86,15 @@ impl Origin {
     }
 
     fn start(side: &str, tls: Option<Arc<ServerConfig>>, prior_knowledge: bool) -> Self {
-        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        Self::over(listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), side, tls, prior_knowledge)
+    }
+
+    fn over(
+        listener: std::net::TcpListener,
+        side: &str,
+        tls: Option<Arc<ServerConfig>>,
+        prior_knowledge: bool,
+    ) -> Self {
         let mut origin = Self {
             address: listener.local_addr().unwrap(),
             tls,
@@ -240,12 +263,16 @@ pub fn refused_port() -> u16 {
 }
 
 fn listen(address: SocketAddr) -> std::net::TcpListener {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&address.into()).unwrap();
-    socket.listen(1024).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket.into()
+    try_listen(address).unwrap()
+}
+
+fn try_listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAcceptor>, prior_knowledge: bool) {
