@@ -166,7 +166,7 @@ fn a_reload_changes_who_is_believed() {
     let off = Setup::new([by_address(&clusters)]).listen(&format!("trusted_proxies: [{TRUSTED}/32]"));
     let proxy = Proxy::start(&off);
 
-    proxy.reload(&off.clone().listen("proxy_protocol: v1v2"));
+    proxy.reload(&off.listen("proxy_protocol: v1v2"));
 
     let mut connection = from(&proxy, TRUSTED);
     connection.patience(Duration::from_secs(5)).send(V1);
