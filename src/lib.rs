@@ -57,6 +57,9 @@
 //!
 //! # Other walks
 //!
+//! - **Relayed TLS** (`mode: passthrough`): [`client_hello`] finds the server name without taking a byte, and
+//!   [`server::passthrough`] decides by the client's address, opens a [`Direct`] connection and relays; [`Tries`] says what follows a
+//!   failed try, as it does in [`forward`].
 //! - **Reload**: [`Watch`] sees a change, [`Candidate`] reads, decodes and compiles it with everything it names,
 //!   [`Live::install`] serves it, and [`Reloader`] audits what changed. A mistake in any step leaves all as it was.
 //! - **Names**: [`Resolver`] looks every name in use up again at its TTL; its answers reach [`Endpoints`], which chooses an
@@ -102,6 +105,7 @@
 //! [`Config`]: config::Config
 //! [`Decision`]: routing::decide::Decision
 //! [`Endpoints`]: upstream::endpoints::Endpoints
+//! [`Direct`]: upstream::direct::Direct
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
 //! [`Health`]: upstream::health::Health
@@ -119,11 +123,13 @@
 //! [`Service`]: routing::service::Service
 //! [`Snapshot`]: routing::snapshot::Snapshot
 //! [`Trace`]: routing::decide::Trace
+//! [`Tries`]: proxy::tries::Tries
 //! [`Tunnel`]: proxy::upgrade::Tunnel
 //! [`Upstream::admit`]: upstream::Upstream::admit
 //! [`Watch`]: control::watch::Watch
 //! [`Weight::set`]: routing::weight::Weight::set
 //! [`Worker`]: server::worker::Worker
+//! [`client_hello`]: net::client_hello
 //! [`decide`]: routing::decide::decide
 //! [`forward`]: proxy::forward::forward
 //! [`labels`]: telemetry::labels

@@ -12,10 +12,12 @@ use crate::support::scale::Scale;
 use crate::support::setup::{Clusters, Setup};
 use crate::support::{PATIENCE, eventually};
 
-/// slowhttptest names the address as Host; a service of that name makes its requests known ones.
+/// slowhttptest names the address as Host; a service of that name makes its requests known ones. The limits are long, so
+/// that the crowd stays.
 fn server(clusters: &Clusters) -> Server {
     let stranger = clusters.service("stranger").old_host("127.0.0.1");
-    Server::start(&Setup::new([clusters.service("a").percentage(20), stranger]).workers(2))
+    let setup = Setup::new([clusters.service("a").percentage(20), stranger]).workers(2);
+    Server::start(&setup.listen("timeouts: {header: 120s, keepalive: 120s}"))
 }
 
 fn traffic(scale: &Scale, server: &Server) -> Record {
@@ -110,7 +112,7 @@ fn slow_clients(way: &str) {
 
     let figures = compare(&scale, &server, || {
         let slow = Slow::start(&server, way, count);
-        eventually(PATIENCE, "the slow clients are there", || open_connections(&server) > count as f64 * 0.9);
+        eventually(PATIENCE * 4, "the slow clients are there", || open_connections(&server) > count as f64 * 0.9);
         slow
     });
 

@@ -114,7 +114,7 @@ fn no_post_is_sent_twice_and_no_more_fail_than_behind_nginx() {
         failed.0.len(),
         clusters.old.connections() - closed,
     ));
-    if let Some(theirs) = theirs {
+    if let Some(theirs) = theirs.filter(|_| scale.is_full()) {
         // Two draws of the same dice differ by a few standard deviations.
         let most = theirs as f64 + 4.0 * (theirs as f64).sqrt() + 5.0;
         assert!(failed.0.len() as f64 <= most, "{} failed, {theirs} behind nginx", failed.0.len());

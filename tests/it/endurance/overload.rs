@@ -21,7 +21,7 @@ struct Rates {
     after: u64,
 }
 
-/// `places` at the origin; the limit leaves a few more requests in the house, as people set it.
+/// `places` at the origin, and as many in the limit under test: whoever is accepted is served at once.
 fn overload(scale: &Scale, server: &Server, places: u64) -> Rates {
     let capacity = places * 1_000 / WORK.as_millis() as u64;
     let run = |tenths: u64, time| Paced::new(server.addresses.http, HOST, capacity * tenths / 10).run(time);
@@ -67,7 +67,7 @@ fn the_limit_of_the_house_sheds_what_is_too_much() {
     let clusters = Clusters::new();
     clusters.new.slots(places as usize, WORK);
     let service = clusters.service("a").percentage(100).with("fallback: {max_failures: 1}");
-    let top = format!("limits: {{max_in_flight: {}}}", places + places / 5);
+    let top = format!("limits: {{max_in_flight: {places}}}");
     let mut server = Server::start(&Setup::new([service]).top(&top));
 
     let rates = overload(&scale, &server, places);
@@ -85,7 +85,7 @@ fn the_limit_of_old_sheds_what_is_too_much() {
     let places = scale.pick(5, 50);
     let clusters = Clusters::new();
     clusters.old.slots(places as usize, WORK);
-    let service = clusters.service("a").with(&format!("old: {{max_waiting: {}}}", places + places / 5));
+    let service = clusters.service("a").with(&format!("old: {{max_waiting: {places}}}"));
     let mut server = Server::start(&Setup::new([service]));
 
     let rates = overload(&scale, &server, places);
