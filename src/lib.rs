@@ -58,8 +58,8 @@
 //! # Other walks
 //!
 //! - **Relayed TLS** (`mode: passthrough`): [`client_hello`] finds the server name without taking a byte, and
-//!   [`server::passthrough`] decides by the client's address, opens a [`Direct`] connection and relays; [`Tries`] says what follows a
-//!   failed try, as it does in [`forward`].
+//!   [`server::passthrough`] decides by the client's address, opens a [`Direct`] connection and relays; [`Tries`] says
+//!   what follows a failed try, as it does in [`forward`].
 //! - **Reload**: [`Watch`] sees a change, [`Candidate`] reads, decodes and compiles it with everything it names,
 //!   [`Live::install`] serves it, and [`Reloader`] audits what changed. A mistake in any step leaves all as it was.
 //! - **Names**: [`Resolver`] looks every name in use up again at its TTL; its answers reach [`Endpoints`], which chooses an
