@@ -1,12 +1,14 @@
 //! Thousands of connections that do nothing, or next to nothing, beside ordinary traffic that must not notice.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::{HOST, mixed};
 use crate::support::cli::Server;
 use crate::support::client::{Client, Paced, Record};
+use crate::support::origin::{OnAccept, Origin};
 use crate::support::peers::{available, find};
 use crate::support::scale::Scale;
 use crate::support::setup::{Clusters, Setup};
@@ -32,10 +34,18 @@ fn open_connections(server: &Server) -> f64 {
 }
 
 /// Traffic with and without a crowd, three times each; fails when the crowd makes the median of the p99 much worse.
-fn compare<C>(scale: &Scale, server: &Server, mut crowd: impl FnMut() -> C) -> String {
+/// `elsewhere` makes whatever the crowd's own work costs this machine.
+fn compare<E, C>(
+    scale: &Scale,
+    server: &Server,
+    mut elsewhere: impl FnMut() -> E,
+    mut crowd: impl FnMut() -> C,
+) -> String {
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..scale.pick(1, 3) {
+        let absent = elsewhere();
         times[0].push(traffic(scale, server).quantile(0.99));
+        drop(absent);
         let present = crowd();
         times[1].push(traffic(scale, server).quantile(0.99));
         drop(present);
@@ -61,18 +71,23 @@ fn idle_connections_cost_little_and_slow_nobody() {
     traffic(&scale, &server);
     let mut each = Vec::new();
 
-    let figures = compare(&scale, &server, || {
-        let before = server.memory();
-        let crowd: Vec<Client> = (0..count)
-            .map(|_| {
-                let mut client = server.client();
-                assert_eq!(client.get(HOST, "/").status, 200);
-                client
-            })
-            .collect();
-        each.push(server.memory().saturating_sub(before) / count);
-        crowd
-    });
+    let figures = compare(
+        &scale,
+        &server,
+        || (),
+        || {
+            let before = server.memory();
+            let crowd: Vec<Client> = (0..count)
+                .map(|_| {
+                    let mut client = server.client();
+                    assert_eq!(client.get(HOST, "/").status, 200);
+                    client
+                })
+                .collect();
+            each.push(server.memory().saturating_sub(before) / count);
+            crowd
+        },
+    );
 
     server.assert_sound();
     // The first crowd pays for what the later ones find.
@@ -84,11 +99,11 @@ fn idle_connections_cost_little_and_slow_nobody() {
 struct Slow(Child);
 
 impl Slow {
-    fn start(server: &Server, way: &str, connections: u64) -> Self {
+    fn start(server: &Server, target: SocketAddr, way: &str, connections: u64) -> Self {
         let log = File::create(server.directory.join("slowhttptest.log")).unwrap();
         let mut command = Command::new(find("slowhttptest").expect("the caller looked for it"));
-        command.args([way, "-c", &connections.to_string(), "-r", "2000", "-i", "2", "-l", "120", "-p", "30"]);
-        command.args(["-u", &format!("http://{}/", server.addresses.http)]);
+        command.args([way, "-c", &connections.to_string(), "-r", "2000", "-i", "10", "-l", "120", "-p", "30"]);
+        command.args(["-u", &format!("http://{target}/")]);
         Self(command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
     }
 }
@@ -110,14 +125,23 @@ fn slow_clients(way: &str) {
     let count = scale.pick(200, 5_000);
     traffic(&scale, &server);
 
-    let figures = compare(&scale, &server, || {
-        let slow = Slow::start(&server, way, count);
-        eventually(PATIENCE * 4, "the slow clients are there", || open_connections(&server) > count as f64 * 0.9);
+    let sink = Origin::plain("sink");
+    sink.on_accept(OnAccept::Hang);
+    let enough = count as f64 * 0.9;
+    let come = |target: SocketAddr, open: &dyn Fn() -> f64| {
+        let slow = Slow::start(&server, target, way, count);
+        eventually(PATIENCE * 4, "the slow clients are there", || open() > enough);
         slow
-    });
+    };
+    let elsewhere = || {
+        let before = sink.connections();
+        come(sink.address(), &|| (sink.connections() - before) as f64)
+    };
+
+    let figures = compare(&scale, &server, elsewhere, || come(server.addresses.http, &|| open_connections(&server)));
 
     server.assert_sound();
-    scale.report(&format!("{count} slow clients ({way}), {figures}"));
+    scale.report(&format!("{count} slow clients ({way}), {figures} (as many elsewhere)"));
 }
 
 #[test]
