@@ -3,7 +3,7 @@
 //!
 //! Sockets come in at [`server`] and become requests for one readable function, [`Proxy::handle`], which asks [`routing`]
 //! for a decision and [`upstream`] for a connection. [`control`] changes what [`routing`] serves while requests run;
-//! [`admin`] and [`cli`] show it.
+//! [`admin`] and [`cli`] show and steer it.
 //!
 //! # Folders, in reading order
 //!
@@ -14,8 +14,8 @@
 //! | [`upstream`] | one backend: names, addresses, connections, the [`Pool`], the [`Breaker`], the [`Health`] check |
 //! | [`proxy`] | one request from head to last byte |
 //! | [`server`] | sockets, TLS and HTTP towards clients, spread over the workers |
-//! | [`control`] | files that change, and the report of what is and was |
-//! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, `/api/v1/explain` |
+//! | [`control`] | files that change, what commands changed apart from them, and the report of what is and was |
+//! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, and `/api/v1`, where commands write |
 //! | [`cli`] | one file for each verb |
 //! | [`app`] | builds every part, owns the runtimes, ends them in order |
 //! | [`telemetry`] | metrics, access log, audit and control lines, and the closed sets of [`labels`] |
@@ -57,11 +57,17 @@
 //!
 //! # Other walks
 //!
+//! - **Relayed TLS** (`mode: passthrough`): [`client_hello`] finds the server name without taking a byte, and
+//!   [`server::passthrough`] decides by the client's address, opens a [`Direct`] connection and relays; [`Tries`] says
+//!   what follows a failed try, as it does in [`forward`].
 //! - **Reload**: [`Watch`] sees a change, [`Candidate`] reads, decodes and compiles it with everything it names,
 //!   [`Live::install`] serves it, and [`Reloader`] audits what changed. A mistake in any step leaves all as it was.
 //! - **Names**: [`Resolver`] looks every name in use up again at its TTL; its answers reach [`Endpoints`], which chooses an
 //!   address for each new connection, and the [`Pool`], which closes connections to addresses that have left.
-//! - **Start**: [`App::start`] takes the same steps before it binds a socket; a mistake in any of them ends the process.
+//! - **Start**: [`opening::open`] takes the same steps before a socket is bound; where one fails, the last good copy
+//!   serves, and where there is none the process ends.
+//! - **A command**: the API hands a [`Change`] to the [`Keeper`], which applies it to the [`State`], stores that, and brings
+//!   it in force by [`Snapshot::take_over`]. A reload goes the same way: what the file changes clears what a command set.
 //! - **Stop**: [`App::shutdown`]: not ready, still accepting for `drain.delay`, then open work may finish within
 //!   `drain.grace`, then the admin port, the threads and the last log lines.
 //!
@@ -92,19 +98,23 @@
 //!     `forwarding::large_bodies_cost_no_memory`
 //! 13. No log, status, metric, error or explanation shows a secret.
 //!     `secrets::logs_status_metrics_errors_and_explanations_show_no_secret`
+//! 14. What a command changed survives, until something newer changes it.
+//!     `state::commands_survive_kill_and_a_resync_but_not_another_declared_value`
 //!
 //! [`Admission`]: upstream::Admission
 //! [`App::shutdown`]: app::App::shutdown
-//! [`App::start`]: app::App::start
 //! [`Breaker`]: upstream::breaker::Breaker
 //! [`Bucket`]: routing::bucket::Bucket
 //! [`Candidate`]: control::candidate::Candidate
+//! [`Change`]: control::state::Change
 //! [`Config`]: config::Config
 //! [`Decision`]: routing::decide::Decision
 //! [`Endpoints`]: upstream::endpoints::Endpoints
+//! [`Direct`]: upstream::direct::Direct
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
 //! [`Health`]: upstream::health::Health
+//! [`Keeper`]: control::keeper::Keeper
 //! [`Lease::send`]: upstream::pool::Lease::send
 //! [`Listener::accept`]: net::listener::Listener::accept
 //! [`Live::install`]: routing::live::Live::install
@@ -118,12 +128,17 @@
 //! [`Service::decide`]: routing::service::Service::decide
 //! [`Service`]: routing::service::Service
 //! [`Snapshot`]: routing::snapshot::Snapshot
+//! [`Snapshot::take_over`]: routing::snapshot::Snapshot::take_over
+//! [`State`]: control::state::State
+//! [`opening::open`]: control::opening::open
 //! [`Trace`]: routing::decide::Trace
+//! [`Tries`]: proxy::tries::Tries
 //! [`Tunnel`]: proxy::upgrade::Tunnel
 //! [`Upstream::admit`]: upstream::Upstream::admit
 //! [`Watch`]: control::watch::Watch
 //! [`Weight::set`]: routing::weight::Weight::set
 //! [`Worker`]: server::worker::Worker
+//! [`client_hello`]: net::client_hello
 //! [`decide`]: routing::decide::decide
 //! [`forward`]: proxy::forward::forward
 //! [`labels`]: telemetry::labels

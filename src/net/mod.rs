@@ -6,3 +6,4 @@ pub mod peek;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod stream;
+pub mod watched;

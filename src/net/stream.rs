@@ -8,6 +8,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
+use super::watched::Watched;
+
 /// Vectored writes up to this size are joined: copying is cheaper than a list of buffers for the kernel to walk.
 const JOINED: usize = 2048;
 
@@ -18,17 +20,19 @@ pub enum Stream {
     Plain(TcpStream),
     /// A client that we terminate TLS for.
     Server(Box<server::TlsStream<TcpStream>>),
+    /// An upstream in clear.
+    Upstream(Watched),
     /// An upstream that we speak TLS to.
-    Client(Box<client::TlsStream<TcpStream>>),
+    Client(Box<client::TlsStream<Watched>>),
 }
 
 impl Stream {
-    /// The socket below.
-    pub fn tcp(&self) -> &TcpStream {
+    /// The socket below a client's stream.
+    pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(stream) => stream,
-            Self::Server(stream) => stream.get_ref().0,
-            Self::Client(stream) => stream.get_ref().0,
+            Self::Plain(stream) => Some(stream),
+            Self::Server(stream) => Some(stream.get_ref().0),
+            Self::Upstream(_) | Self::Client(_) => None,
         }
     }
 }
@@ -42,6 +46,10 @@ macro_rules! each {
             }
             Stream::Server(stream) => {
                 let $stream = Pin::new(stream.as_mut());
+                $call
+            }
+            Stream::Upstream(stream) => {
+                let $stream = Pin::new(stream);
                 $call
             }
             Stream::Client(stream) => {
@@ -88,6 +96,7 @@ impl AsyncWrite for Stream {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Server(stream) => stream.is_write_vectored(),
+            Self::Upstream(stream) => stream.is_write_vectored(),
             Self::Client(stream) => stream.is_write_vectored(),
         }
     }

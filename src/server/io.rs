@@ -151,7 +151,8 @@ impl Guarded {
     /// Nothing is on its way in either direction, by the system's word: the runtime may not have heard of it yet.
     fn is_quiet(&self) -> bool {
         let mut byte = [MaybeUninit::uninit(); 1];
-        let has_come = SockRef::from(self.io.inner().tcp()).peek(&mut byte).is_ok_and(|length| length > 0);
+        let socket = self.io.inner().tcp();
+        let has_come = socket.is_some_and(|tcp| SockRef::from(tcp).peek(&mut byte).is_ok_and(|length| length > 0));
         self.write_since.is_none() && !has_come
     }
 
@@ -279,8 +280,9 @@ struct SlowHead;
 /// A response that ends early must not look complete to a client that only waits for the end of the connection.
 impl Drop for Guarded {
     fn drop(&mut self) {
-        if self.flow.is_broken() || self.drain.is_cut() && self.flow.busy() > 0 {
-            let _ = SockRef::from(self.io.inner().tcp()).set_linger(Some(Duration::ZERO));
+        let is_cut = self.flow.is_broken() || self.drain.is_cut() && self.flow.busy() > 0;
+        if let Some(tcp) = self.io.inner().tcp().filter(|_| is_cut) {
+            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
         }
     }
 }

@@ -7,8 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 use sha2::{Digest, Sha256};
@@ -16,6 +16,10 @@ use sha2::{Digest, Sha256};
 use super::certificates::Facts;
 use super::{Error, PROVIDER, pem, versions};
 use crate::config::{CertificateFiles, ClusterOptions, Environment, TlsVersion};
+
+/// Sessions of one identity, eight for each of a thousand names. rustls would remember 32 names, and where hundreds of
+/// services share an identity none of them would find its session again.
+const SESSIONS: usize = 8 * 1024;
 
 /// Trust, certificate and protocol choice of a group of upstreams.
 #[derive(Debug)]
@@ -226,6 +230,7 @@ fn build(
             }
         };
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        config.resumption = Resumption::in_memory_sessions(SESSIONS);
         Arc::new(config)
     };
     let client_not_after = pair.as_ref().and_then(|(files, pair)| {

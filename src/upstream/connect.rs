@@ -20,6 +20,7 @@ use super::resolve::{Known, Name, ResolveError, Resolver};
 use crate::config::{Authority, Cluster, Protocol};
 use crate::net::listener::tune;
 use crate::net::stream::Stream;
+use crate::net::watched::{Watched, Watcher};
 use crate::telemetry::labels::Phase;
 use crate::telemetry::metrics::ServiceMeters;
 use crate::tls::client::{Identity, reason};
@@ -64,6 +65,8 @@ pub enum Wanted {
 pub struct Connected {
     /// The bytes.
     pub stream: Stream,
+    /// Looks at the bytes from outside.
+    pub watcher: Watcher,
     /// What was agreed.
     pub is_http2: bool,
     /// The address behind the name.
@@ -244,7 +247,7 @@ pub async fn connect(
     let chosen = Instant::now();
     let opened = open(target, opening.address(), wanted, host, deadline).await;
     let now = Instant::now();
-    let (stream, is_http2, connected) = match opened {
+    let (stream, watcher, is_http2, connected) = match opened {
         Ok(opened) => opened,
         Err(cause) => {
             let (address, has_alternative) = (Some(opening.address()), opening.has_alternative());
@@ -261,7 +264,7 @@ pub async fn connect(
             meters.connect_phase(Phase::Tls, now - connected);
         }
     }
-    Ok(Connected { stream, is_http2, endpoint: opening.opened(now) })
+    Ok(Connected { stream, watcher, is_http2, endpoint: opening.opened(now) })
 }
 
 /// TCP, then TLS; says when TCP was there.
@@ -271,16 +274,17 @@ async fn open(
     wanted: Wanted,
     host: Option<&str>,
     deadline: tokio::time::Instant,
-) -> Result<(Stream, bool, Instant), ConnectCause> {
+) -> Result<(Stream, Watcher, bool, Instant), ConnectCause> {
     let tcp = async { TcpStream::connect(address).await.map_err(ConnectCause::Tcp) };
     let tcp = within(deadline, Phase::Connect, tcp).await?;
     tune(&tcp);
     let connected = Instant::now();
+    let (tcp, watcher) = Watched::new(tcp);
     let (stream, is_http2) = match target.tls(wanted) {
-        None => (Stream::Plain(tcp), target.protocol == Protocol::H2c),
+        None => (Stream::Upstream(tcp), target.protocol == Protocol::H2c),
         Some(identity) => within(deadline, Phase::Tls, handshake(target, identity, wanted, host, tcp)).await?,
     };
-    Ok((stream, is_http2, connected))
+    Ok((stream, watcher, is_http2, connected))
 }
 
 fn no_address() -> ConnectCause {
@@ -313,7 +317,7 @@ async fn handshake(
     identity: &Identity,
     wanted: Wanted,
     host: Option<&str>,
-    tcp: TcpStream,
+    tcp: Watched,
 ) -> Result<(Stream, bool), ConnectCause> {
     let of_request = || ServerName::try_from(host?).ok().map(|name| name.to_owned());
     let name = target.server_name.clone().or_else(of_request).ok_or(ConnectCause::ServerName)?;

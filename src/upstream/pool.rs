@@ -19,6 +19,7 @@ use super::direct::Direct;
 use super::endpoints::Endpoint;
 use super::resolve::{Known, Resolver};
 use crate::config::Cluster;
+use crate::net::watched::Watcher;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::metrics::{ConnectionGauge, ServiceMeters};
 
@@ -84,6 +85,7 @@ struct Connections {
 struct Single {
     sender: http1::SendRequest<OutBody>,
     driver: AbortHandle,
+    watcher: Watcher,
     made: Made,
 }
 
@@ -319,6 +321,7 @@ impl Pool {
                 && connection.made.many_fields == many_fields
                 && connection.sender.is_ready()
         };
+        let is_careful = demand.longest_idle.is_some();
         let mut dropped = 0;
         let mut found: Option<usize> = None;
         let mut index = connections.http1.len();
@@ -326,7 +329,8 @@ impl Pool {
         while index > 0 {
             index -= 1;
             let idle = &connections.http1[index];
-            if idle.connection.has_ended() {
+            // A request that is sent once only has a look at the socket first: an end that has come is not always heard of yet.
+            if idle.connection.has_ended() || is_careful && fits(idle) && !idle.connection.watcher.is_quiet() {
                 connections.http1.remove(index);
                 dropped += 1;
                 found = found.map(|found| found - 1);
@@ -370,8 +374,9 @@ impl Pool {
             return Ok(self.hold(Held::Http2(shared), worker, false));
         }
         self.chooses_http1.store(wanted == Wanted::Http2, Ordering::Relaxed);
+        let watcher = connected.watcher.clone();
         let (sender, driver) = self.start_http1(connected, many_fields).await.map_err(failed)?;
-        Ok(self.hold(Held::Http1(Single { sender, driver, made }), worker, false))
+        Ok(self.hold(Held::Http1(Single { sender, driver, watcher, made }), worker, false))
     }
 
     /// From the first connection on, the pool hears of every answer of DNS, also while nobody opens another one.

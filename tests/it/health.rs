@@ -112,7 +112,8 @@ fn checks_ask_as_requests_do_on_connections_of_their_own() {
         assert_eq!((request.method.as_str(), request.target.as_str()), ("GET", "/healthz?deep=1"));
         assert!(request.header("user-agent").unwrap().starts_with(AGENT));
     }
-    assert_eq!(clusters.new.connections(), clusters.new.requests());
+    let requests = clusters.new.requests();
+    assert!(clusters.new.connections() >= requests, "none is used twice");
     let metrics = proxy.metrics();
     for name in ["upstream_connections", "upstream_responses_total", "requests_total"] {
         assert_eq!(metrics.sum(name, &[("service", "a")]), 0.0, "{name} counts requests only");
@@ -129,8 +130,7 @@ fn every_way_to_fail_is_named() {
     let silent = Origin::plain("new");
     silent.on_accept(OnAccept::Hang);
     let service = |name: &str, more: &str| clusters.service(name).with(&check(more));
-    let short = ", timeout: 200ms";
-    let answering = |name: &str| service(name, &format!("{short}, path: /{name}"));
+    let answering = |name: &str| service(name, &format!(", timeout: 1s, path: /{name}"));
     clusters.new.on("/reset", Answer::nothing(End::Reset)).on("/silence", Answer::nothing(End::Hang));
     clusters.new.on("/garbage", Answer::raw("SSH-2.0-nonsense\r\n\r\n", End::Fin));
     clusters.new.on("/missing", Answer::status(404));
@@ -138,7 +138,7 @@ fn every_way_to_fail_is_named() {
         service("refused", "").new_backend(format!("127.0.0.1:{}", refused_port())),
         service("authority", "").new_backend(elsewhere.address()),
         service("name", "").new_backend(named.address()),
-        service("handshake", short).new_backend(silent.address()),
+        service("handshake", ", timeout: 1s").new_backend(silent.address()),
         answering("reset"),
         answering("garbage"),
         answering("silence"),
@@ -152,7 +152,7 @@ fn every_way_to_fail_is_named() {
         ("handshake", "tls timed out"),
         ("reset", "no answer: "),
         ("garbage", "no answer: "),
-        ("silence", "no answer within 200ms"),
+        ("silence", "no answer within 1s"),
         ("missing", "status 404"),
     ] {
         wait_for(&proxy, name, "up", "down");

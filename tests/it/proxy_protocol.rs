@@ -4,11 +4,11 @@ use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
-use crate::support::PATIENCE;
 use crate::support::app::Proxy;
 use crate::support::certs::Authority;
 use crate::support::client::{Client, Http2};
 use crate::support::setup::{Clusters, Service, Setup};
+use crate::support::{PATIENCE, eventually};
 
 const HOST: &str = "a.old.test";
 const TRUSTED: &str = "127.0.0.2";
@@ -120,7 +120,9 @@ fn without_the_setting_a_header_is_malformed_http() {
         let _ = connection.try_send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes());
         assert_eq!(connection.response("GET").unwrap().status, 400);
     }
-    assert_eq!(proxy.metrics().sum("rejected_total", &[("cause", "malformed")]), 2.0);
+    // It is counted when the connection has ended, behind its answer.
+    let counted = || proxy.metrics().sum("rejected_total", &[("cause", "malformed")]) == 2.0;
+    eventually(PATIENCE, "both are counted", counted);
     assert_eq!(clusters.old.requests(), 0);
 }
 
