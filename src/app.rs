@@ -64,6 +64,8 @@ pub struct Options {
     pub environment: Environment,
     /// Where names are looked up.
     pub names: Sources,
+    /// Signals are for this process's app, from its very start: one that comes while it starts is kept, not fatal.
+    pub heeds_signals: bool,
 }
 
 /// Where the process listens, with the ports that the system chose.
@@ -99,6 +101,7 @@ pub struct App {
     trigger: Trigger,
     admin: Trigger,
     threads: Threads,
+    wishes: Option<mpsc::Receiver<Wish>>,
 }
 
 /// The threads, and what ends them.
@@ -122,10 +125,11 @@ impl App {
     ///
     /// Every mistake in the file, or the first thing that the system refuses.
     pub fn start(options: Options) -> Result<Self, StartError> {
-        let Options { config: path, environment, names } = options;
+        let Options { config: path, environment, names, heeds_signals } = options;
         let mut threads = Threads::new()?;
         let entered = threads.control.clone();
         let _entered = entered.enter();
+        let wishes = heeds_signals.then(|| signals(&threads.control)).transpose().map_err(other("signals"))?;
         let opened =
             opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &names, &threads));
         let Opening { first, compiled, watch, broken, before, last_good, damaged } =
@@ -205,19 +209,14 @@ impl App {
         threads.start_control(reloader, watch, &live, status, &drain);
         threads.control.spawn(keeper.run(drain.clone()));
         drop(starting);
-        Ok(Self { addresses, live, readiness, telemetry, reload, trigger, admin: admin_trigger, threads })
+        Ok(Self { addresses, live, readiness, telemetry, reload, trigger, admin: admin_trigger, threads, wishes })
     }
 
     /// Serves until SIGTERM or SIGINT, then ends gracefully; true when all open work was finished. SIGHUP reloads,
     /// SIGUSR1 opens the log files anew, and a second SIGTERM ends the process at once.
-    pub fn run_until_signal(self) -> bool {
-        let wishes = match self.signals() {
-            Ok(wishes) => wishes,
-            Err(error) => {
-                tracing::error!(%error, "cannot listen for signals");
-                return self.shutdown();
-            }
-        };
+    /// An app that does not heed signals ends at once.
+    pub fn run_until_signal(mut self) -> bool {
+        let Some(wishes) = self.wishes.take() else { return self.shutdown() };
         for wish in &wishes {
             if let Wish::Stop(name) = wish {
                 tracing::info!(signal = name, "draining");
@@ -273,29 +272,29 @@ impl App {
         }
         finished
     }
+}
 
-    fn signals(&self) -> io::Result<mpsc::Receiver<Wish>> {
-        let _entered = self.threads.control.enter();
-        let (sender, receiver) = mpsc::channel();
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
-        let mut user = signal(SignalKind::user_defined1())?;
-        self.threads.control.spawn(async move {
-            loop {
-                let wish = tokio::select! {
-                    _ = terminate.recv() => Wish::Stop("SIGTERM"),
-                    _ = interrupt.recv() => Wish::Stop("SIGINT"),
-                    _ = hang_up.recv() => Wish::Reload,
-                    _ = user.recv() => Wish::Reopen,
-                };
-                if sender.send(wish).is_err() {
-                    return;
-                }
+/// Hears of signals from now on.
+fn signals(control: &Handle) -> io::Result<mpsc::Receiver<Wish>> {
+    let (sender, receiver) = mpsc::channel();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut user = signal(SignalKind::user_defined1())?;
+    control.spawn(async move {
+        loop {
+            let wish = tokio::select! {
+                _ = terminate.recv() => Wish::Stop("SIGTERM"),
+                _ = interrupt.recv() => Wish::Stop("SIGINT"),
+                _ = hang_up.recv() => Wish::Reload,
+                _ = user.recv() => Wish::Reopen,
+            };
+            if sender.send(wish).is_err() {
+                return;
             }
-        });
-        Ok(receiver)
-    }
+        }
+    });
+    Ok(receiver)
 }
 
 /// What can be done beside serving.

@@ -67,7 +67,7 @@
 //! - **Start**: [`opening::open`] takes the same steps before a socket is bound; where one fails, the last good copy
 //!   serves, and where there is none the process ends.
 //! - **A command**: the API hands a [`Change`] to the [`Keeper`], which applies it to the [`State`], stores that, and brings
-//!   it in force by [`Snapshot::take_over`]. A reload goes the same way: what the file changes clears what a command set.
+//!   the [`Snapshot`] in line with it. A reload goes the same way: what the file changes clears what a command set.
 //! - **Stop**: [`App::shutdown`]: not ready, still accepting for `drain.delay`, then open work may finish within
 //!   `drain.grace`, then the admin port, the threads and the last log lines.
 //!
@@ -128,7 +128,6 @@
 //! [`Service::decide`]: routing::service::Service::decide
 //! [`Service`]: routing::service::Service
 //! [`Snapshot`]: routing::snapshot::Snapshot
-//! [`Snapshot::take_over`]: routing::snapshot::Snapshot::take_over
 //! [`State`]: control::state::State
 //! [`opening::open`]: control::opening::open
 //! [`Trace`]: routing::decide::Trace

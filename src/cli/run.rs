@@ -31,7 +31,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let environment = config::environment();
     let config = file(arguments.config, &environment, Path::new(DEFAULT_FILE))?;
-    let app = start(app::Options { config, environment, ..app::Options::default() })?;
+    let app = start(app::Options { config, environment, heeds_signals: true, ..app::Options::default() })?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         http = ?app.addresses.http,

@@ -22,7 +22,7 @@ pub struct Proxy {
 }
 
 fn start(config: PathBuf, names: Sources) -> Result<App, StartError> {
-    App::start(Options { config, environment: BTreeMap::new(), names })
+    App::start(Options { config, environment: BTreeMap::new(), names, heeds_signals: false })
 }
 
 impl Proxy {
