@@ -18,7 +18,7 @@ use super::answer::{self, Body};
 use super::auth::{self, Refused};
 use super::{AdminState, query};
 use crate::config::{self, Percent};
-use crate::control::keeper::{Applied, ChangeError, Request as Wish};
+use crate::control::keeper::{Applied, ChangeError};
 use crate::control::state::{Change, Entry, Migration, Refusal, Said, Share};
 use crate::telemetry::audit::Actor;
 
@@ -53,6 +53,8 @@ struct MigrationBody {
     #[serde(rename = "for")]
     clock: Option<Value>,
     close_streams: Option<Value>,
+    #[serde(default)]
+    only_down: bool,
 }
 
 /// `PUT` of safe-mode and freeze.
@@ -95,8 +97,8 @@ async fn perform(state: &AdminState, actor: &Actor, head: &Parts, body: Incoming
     let (change, reason) = action.change(&body)?;
     check_reason(reason.as_deref())?;
     allow_here(state, head)?;
-    let wish = Wish { actor, claimed: claimed(&head.headers), reason: reason.as_deref() };
-    match state.keeper.change(&change, wish).await {
+    let claimed = claimed(&head.headers).map(str::to_owned);
+    match state.keeper.submit(change.clone(), actor.clone(), claimed, reason).await {
         Ok(applied) => Ok(report(state, &change, &applied)),
         Err(error) => Ok(explain(&error)),
     }
@@ -132,6 +134,7 @@ impl Action {
                     services,
                     percentage: body.percentage.as_ref().map(share).transpose().map_err(bad_value)?,
                     enabled: body.enabled,
+                    only_down: body.only_down,
                     methods: body.methods.map(|m| methods(&m)).transpose().map_err(bad_value)?,
                     clock: duration(body.clock.as_ref(), "for")?,
                     close_streams: duration(body.close_streams.as_ref(), "close_streams")?,

@@ -41,14 +41,9 @@ struct Changed<'a> {
 }
 
 impl ChangeArguments {
-    /// The client to ask with.
-    pub(super) fn client(&self) -> Result<Client, Failure> {
-        self.admin.client()
-    }
-
     /// Asks for a change and tells what changed.
     pub(super) fn make(&self, method: Method, target: &str, mut body: Map<String, Value>) -> Result<Outcome, Failure> {
-        let client = self.client()?;
+        let client = self.admin.client()?;
         if let Some(reason) = &self.reason {
             body.insert("reason".to_owned(), json!(reason));
         }

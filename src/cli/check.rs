@@ -74,7 +74,7 @@ impl Report {
             Ok(candidate) => candidate,
             Err(error) => return refused(error),
         };
-        let set = match compile(&candidate, environment) {
+        let set = match candidate.check_tokens().and_then(|()| compile(&candidate, environment)) {
             Ok(set) => set,
             Err(error) => return refused(error),
         };

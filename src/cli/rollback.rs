@@ -9,7 +9,6 @@ use serde_json::{Map, json};
 use super::change::{self, ChangeArguments};
 use super::output::{Exit, Failure};
 use crate::config::Percent;
-use crate::control::report::StatusReport;
 
 /// Arguments of `rollback`.
 #[derive(Args, Debug)]
@@ -35,23 +34,8 @@ pub struct Arguments {
 ///
 /// There is no such service, or its share is lower already.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    if arguments.to != Percent::ZERO {
-        check_direction(arguments)?;
-    }
-    let mut body = Map::from_iter([("percentage".to_owned(), json!(arguments.to))]);
+    let mut body =
+        Map::from_iter([("percentage".to_owned(), json!(arguments.to)), ("only_down".to_owned(), json!(true))]);
     change::close_streams(&mut body, arguments.close_streams);
     arguments.change.make(Method::PUT, &change::service_path(&arguments.services, "migration"), body)?.tell()
-}
-
-/// A rollback never adds traffic.
-fn check_direction(Arguments { services, to, change, .. }: &Arguments) -> Result<(), Failure> {
-    let report: StatusReport = change.client()?.json("/status")?;
-    let service = report.services.iter().find(|service| service.name == *services);
-    match service.map(|service| service.percentage.effective) {
-        Some(share) if share < to.as_f64() => Err(Failure::new(
-            Exit::Usage,
-            format!("{services} is at {share} %, which is less than {to} %: migration-proxy update {services} {to}"),
-        )),
-        _ => Ok(()),
-    }
 }

@@ -95,10 +95,6 @@ impl Candidate {
     pub fn compile(&self, current: Option<&Snapshot>, means: &Means<'_>) -> Result<Compiled, ConfigError> {
         let snapshot = Snapshot::compile(self.config().clone(), current, means);
         let certificates = certificates(&self.config().listen);
-        if let Some(Err(error)) = self.config().admin.token_file.as_deref().map(Tokens::read) {
-            let help = "write lines NAME:TOKEN, or leave the key out: then only loopback may write";
-            return Err(self.unfit("admin.token_file", error, Some(help.to_owned())));
-        }
         match (snapshot, certificates) {
             (Ok(snapshot), Ok(certificates)) => Ok(Compiled { snapshot, certificates }),
             (snapshot, certificates) => {
@@ -106,6 +102,17 @@ impl Candidate {
                 Err(self.refused(unusable.map(|unusable| self.unusable(unusable)).collect()))
             }
         }
+    }
+
+    /// Whether its tokens can be read. A start does without: traffic goes on, and every write is refused.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the token file, at the key that names it.
+    pub fn check_tokens(&self) -> Result<(), ConfigError> {
+        let Some(Err(error)) = self.config().admin.token_file.as_deref().map(Tokens::read) else { return Ok(()) };
+        let help = "write lines NAME:TOKEN, or leave the key out: then only loopback may write";
+        Err(self.unfit("admin.token_file", error, Some(help.to_owned())))
     }
 
     /// The refusal of a configuration whose logs cannot be opened.

@@ -17,6 +17,9 @@ use crate::shutdown::Drain;
 use crate::telemetry::Telemetry;
 use crate::telemetry::audit::{Actor, Event, Kind, Value};
 
+/// No version: what is stored is not known to be any of them.
+const UNKNOWN: u64 = u64::MAX;
+
 /// A state that could not be stored is tried again after this time.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -109,8 +112,29 @@ impl Keeper {
         self.lock().state.is_frozen(service)
     }
 
+    /// Makes a change to its end, also when whoever asked for it has left meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As [`Keeper::change`].
+    pub async fn submit(
+        self: &Arc<Self>,
+        change: Change,
+        actor: Actor,
+        claimed: Option<String>,
+        reason: Option<String>,
+    ) -> Result<Applied, ChangeError> {
+        let keeper = self.clone();
+        #[expect(clippy::disallowed_methods, reason = "owned by the control runtime; ends with the one change")]
+        let work = tokio::spawn(async move {
+            let request = Request { actor: &actor, claimed: claimed.as_deref(), reason: reason.as_deref() };
+            keeper.change(&change, request).await
+        });
+        work.await.unwrap_or_else(|error| Err(ChangeError::Unstored(error.to_string())))
+    }
+
     /// Makes a change, and tells when it is in force and stored. One that takes traffic off new is made even when it
-    /// cannot be stored.
+    /// cannot be stored. It must not be dropped half-way: [`Keeper::submit`] sees to that.
     ///
     /// # Errors
     ///
@@ -124,6 +148,9 @@ impl Keeper {
                 (inner.version, inner.state.change(change, &inner.declared, &mark))
             };
             let (next, entries) = outcome.inspect_err(|refusal| self.audit_refusal(refusal, request))?;
+            // Whatever becomes of it, the stored state is another one now until the newest is stored again.
+            self.lock().stored = UNKNOWN;
+            self.changed.notify_one();
             let unstored = self.store(&next).await.err();
             if let Some(error) = &unstored
                 && entries.iter().any(Entry::adds_to_new)

@@ -119,6 +119,11 @@ impl Reloader {
             probers: Probers::default(),
         };
         reloader.show_certificates();
+        if let Err(error) = reloader.served.check_tokens() {
+            let text = format!("nobody may write: {}", error.summary());
+            tracing::error!(error = text, "tokens");
+            reloader.parts.status.set_trouble(Trouble::Tokens, Some(text));
+        }
         match broken {
             None => reloader.keep_as_last_good(&reloader.served),
             Some(error) => reloader.serves_last_good(error),
@@ -179,6 +184,7 @@ impl Reloader {
         // Watched before anything can fail, so that a file that is missing now is waited for.
         let served = self.served.files(environment);
         watch.set_files(candidate.files(environment).into_iter().chain(served));
+        candidate.check_tokens()?;
         let ready = self.try_out(&candidate)?;
         Ok(Some((candidate, ready)))
     }
@@ -273,6 +279,7 @@ impl Reloader {
         tracing::info!(generation, services, "configuration changed");
         log_warnings(warnings.iter().filter(|warning| !before.warnings.contains(warning)));
         status.set_trouble(Trouble::LastGoodServes, None);
+        status.set_trouble(Trouble::Tokens, None);
         self.keep_as_last_good(candidate);
     }
 

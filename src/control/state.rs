@@ -15,6 +15,9 @@ use crate::config::{Config, Percent};
 use crate::routing::overrides::{Overrides, ServiceOverrides};
 use crate::telemetry::audit::Kind;
 
+/// What no list of methods means.
+const ALL: &str = "all";
+
 /// The longest clock: whoever wants more does not want a clock.
 pub const LONGEST_CLOCK: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -160,6 +163,8 @@ pub struct Migration {
     pub clock: Option<Duration>,
     /// What lasts on new ends within this time.
     pub close_streams: Option<Duration>,
+    /// A share that would rise is refused: the way back never adds traffic.
+    pub only_down: bool,
 }
 
 /// A share, absolute or from where each service stands.
@@ -295,7 +300,19 @@ impl State {
 
     /// When the next clock runs out.
     pub fn next_expiry(&self) -> Option<Timestamp> {
-        self.services.values().filter_map(|service| Some(service.clock.as_ref()?.until)).min()
+        let clock = |(name, service): (&String, &ServiceState)| {
+            service.clock.as_ref().filter(|_| !self.is_held(name)).map(|clock| clock.until)
+        };
+        self.services.iter().filter_map(clock).min()
+    }
+
+    /// A clock that would add traffic waits for the end of a freeze.
+    fn is_held(&self, name: &str) -> bool {
+        let rises = |service: &ServiceState| match (&service.clock, &service.percentage) {
+            (Some(clock), Some(share)) => clock.back_to > share.value,
+            _ => false,
+        };
+        self.is_frozen(name) && self.services.get(name).is_some_and(rises)
     }
 
     /// The state after a change.
@@ -323,7 +340,8 @@ impl State {
         let mut next = self.clone();
         let mut entries = Vec::new();
         for (name, service) in &mut next.services {
-            let Some(clock) = service.clock.take_if(|clock| clock.until <= now) else { continue };
+            let is_held = self.is_held(name);
+            let Some(clock) = service.clock.take_if(|clock| clock.until <= now && !is_held) else { continue };
             let Some(share) = &mut service.percentage else { continue };
             entries.push(Entry::share(Kind::Expired, name, share.value, clock.back_to));
             share.value = clock.back_to;
@@ -374,6 +392,11 @@ impl State {
             if let Some(share) = wish.percentage {
                 let from = service.percentage.as_ref().map_or(file.percentage, |o| o.value);
                 let to = share.from(from);
+                if wish.only_down && to > from {
+                    return Err(Refusal::Invalid(format!(
+                        "{name} is at {from} %, which is less than {to} %: migration-proxy update {name} {to}"
+                    )));
+                }
                 self.allow_step(name, file, from, to)?;
                 service.percentage = Some(Override { value: to, declared: file.percentage, mark: mark.clone() });
                 service.clock = wish.clock.map(|clock| Clock { until: after(mark.at, clock), back_to: from });
@@ -535,7 +558,7 @@ impl Methods {
 
     fn said(&self) -> Said {
         let names: Vec<&str> = self.0.iter().map(Method::as_str).collect();
-        Said::Text(if names.is_empty() { "all".to_owned() } else { names.join(",") })
+        Said::Text(if names.is_empty() { ALL.to_owned() } else { names.join(",") })
     }
 }
 
@@ -554,9 +577,12 @@ impl Entry {
     pub fn adds_to_new(&self) -> bool {
         match (self.kind, &self.from, &self.to) {
             (Kind::Percentage, Some(Said::Share(from)), Some(Said::Share(to))) => to > from,
-            (Kind::Enabled, _, Some(Said::Text(to))) => to == "on",
+            (Kind::Enabled, Some(Said::Text(from)), Some(Said::Text(to))) => from == "off" && to == "on",
             (Kind::SafeMode, _, Some(Said::Text(to))) => to == "off",
-            (kind, ..) => kind == Kind::Methods,
+            (Kind::Methods, Some(Said::Text(from)), Some(Said::Text(to))) => {
+                from != ALL && (to == ALL || to.split(',').any(|method| !from.split(',').any(|known| known == method)))
+            }
+            _ => false,
         }
     }
 
@@ -770,6 +796,19 @@ mod tests {
         let (cleared, _) = state.follow(Some(&file), &declared(&[("a", "30")]), &mark(1)).unwrap();
         assert_eq!(cleared.expire(at(99), &mark(99)), None);
 
+        let down = Change::Migration(Migration {
+            services: "a".to_owned(),
+            percentage: Some(to("5")),
+            clock,
+            ..Migration::default()
+        });
+        let freeze = |on| Change::Freeze { services: None, on };
+        let (lower, _) = State::default().change(&down, &file, &mark(0)).unwrap();
+        let (frozen, _) = lower.change(&freeze(true), &file, &mark(1)).unwrap();
+        assert_eq!((frozen.expire(at(99), &mark(99)), frozen.next_expiry()), (None, None), "a freeze holds the way up");
+        let (thawed, _) = frozen.change(&freeze(false), &file, &mark(2)).unwrap();
+        assert_eq!(thawed.expire(at(99), &mark(99)).map(|(_, entries)| entries.len()), Some(1));
+
         let only_a_clock = Change::Migration(Migration { services: "a".to_owned(), clock, ..Migration::default() });
         assert!(matches!(State::default().change(&only_a_clock, &file, &mark(0)), Err(Refusal::Invalid(_))));
     }
@@ -825,6 +864,37 @@ mod tests {
     }
 
     #[test]
+    fn the_way_back_never_adds_traffic() {
+        let file = declared(&[("a", "10"), ("b", "50")]);
+        let back = |services: &str, share| {
+            Change::Migration(Migration {
+                services: services.to_owned(),
+                percentage: Some(to(share)),
+                only_down: true,
+                ..Migration::default()
+            })
+        };
+
+        let refusal = State::default().change(&back("*", "40"), &file, &mark(0)).unwrap_err();
+        assert_eq!(refusal.to_string(), "a is at 10 %, which is less than 40 %: migration-proxy update a 40");
+        assert!(State::default().change(&back("b", "40"), &file, &mark(0)).is_ok());
+    }
+
+    #[test]
+    fn only_what_adds_traffic_needs_to_be_stored() {
+        let methods = |from: &[Method], to: &[Method]| {
+            Entry::methods(Kind::Methods, "a", &Methods(from.to_vec()), &Methods(to.to_vec())).adds_to_new()
+        };
+        assert!(methods(&[Method::GET], &[]) && methods(&[Method::GET], &[Method::GET, Method::POST]));
+        assert!(!methods(&[], &[Method::GET]) && !methods(&[Method::GET, Method::POST], &[Method::GET]));
+        let name = "a".to_owned();
+        assert!(Entry::switch(Kind::Enabled, Some(&name), false, true).adds_to_new());
+        assert!(!Entry::switch(Kind::Enabled, Some(&name), true, true).adds_to_new());
+        assert!(!Entry::switch(Kind::SafeMode, None, false, true).adds_to_new());
+        assert!(Entry::switch(Kind::SafeMode, None, true, false).adds_to_new());
+    }
+
+    #[test]
     fn switches_and_methods_are_remembered_by_themselves() {
         let file = declared(&[("a", "20")]);
         let change = Change::Migration(Migration {
@@ -877,6 +947,7 @@ mod tests {
             methods: Some(vec![Method::GET, Method::from_bytes(b"PURGE").unwrap()]),
             clock: Some(Duration::from_secs(90)),
             close_streams: Some(Duration::from_millis(2_500)),
+            only_down: false,
         });
         let (state, _) = State::default().change(&change, &file, &mark).unwrap();
         let (state, _) =

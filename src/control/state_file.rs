@@ -40,6 +40,7 @@ impl StateFile {
         let path = self.path.display();
         let text = match fs::metadata(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Ok(metadata) if !metadata.is_file() => Err("it is no regular file".to_owned()),
             Ok(metadata) if metadata.len() > MAX_BYTES => Err("it is larger than 8 MiB".to_owned()),
             _ => fs::read_to_string(&self.path).map_err(|error| error.to_string()),
         };

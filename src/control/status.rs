@@ -37,6 +37,8 @@ pub enum Trouble {
     LastGoodServes,
     /// The newest accepted file could not be kept.
     LastGoodUnstored,
+    /// The tokens cannot be read: every write is refused.
+    Tokens,
     /// The stored state could not be read.
     StateLost,
     /// The state could not be stored.

@@ -29,14 +29,22 @@ impl Tokens {
     ///
     /// What is wrong with it, without showing any of it.
     pub fn read(path: &Path) -> Result<Self, String> {
+        // Opening a pipe would wait for its writer.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err("the token file is no regular file".to_owned());
+        }
         let mut text = String::new();
         let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
         let read = read.map_err(|error| format!("the token file cannot be read: {error}"))?;
         if read as u64 > MAX_BYTES {
             return Err("the token file is larger than 64 KiB".to_owned());
         }
-        let lines =
-            text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        let lines = text
+            .trim_start_matches('\u{feff}')
+            .lines()
+            .map(str::trim)
+            .enumerate()
+            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         let tokens = lines.map(|(index, line)| token(line).map_err(|why| format!("line {}: {why}", index + 1)));
         let tokens: Vec<_> = tokens.collect::<Result<_, _>>()?;
         if tokens.is_empty() { Err("the token file holds no token".to_owned()) } else { Ok(Self(tokens)) }

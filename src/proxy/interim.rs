@@ -27,6 +27,11 @@ impl Interim {
         Self { flow: (version == Version::HTTP_11).then(|| flow.clone()), waker, gate }
     }
 
+    /// The client was never asked for its body, and will not be any more.
+    pub fn holds_body(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| !gate.was_opened())
+    }
+
     /// What holds the body back.
     pub fn gate(&self) -> Option<&Arc<Gate>> {
         self.gate.as_ref()

@@ -179,7 +179,8 @@ impl Proxy {
                 exchange.answered(cluster.into(), response.status(), at);
                 let mut response = found.downstream(cluster, &decision, &sender, response, &exchange);
                 // Nobody will read the rest of this upload, so the connection cannot go on.
-                if response.status().is_client_error() && !exchange.has_upload_ended() {
+                let is_over = response.status().is_client_error() || draft.interim.holds_body();
+                if is_over && !exchange.has_upload_ended() {
                     reply::close(&mut response);
                 }
                 if wants_upgrade && response.status() == http::StatusCode::SWITCHING_PROTOCOLS {

@@ -53,6 +53,11 @@ impl Gate {
         }
     }
 
+    /// Whether the body was let pass.
+    pub fn was_opened(&self) -> bool {
+        self.is_open.load(Ordering::Acquire)
+    }
+
     fn is_open(&self, cx: &Context<'_>) -> bool {
         *self.lock() = Some(cx.waker().clone());
         self.is_open.load(Ordering::Acquire)
@@ -219,7 +224,9 @@ impl Upload {
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNASKED)));
             ready!(timer.as_mut().poll(cx));
         }
-        self.gate = None;
+        if let Some(gate) = self.gate.take() {
+            gate.is_open.store(true, Ordering::Release);
+        }
         Poll::Ready(())
     }
 

@@ -33,7 +33,8 @@ const STREAMS: usize = 64;
 const READ_BUFFER: usize = 16 * 1024;
 
 /// Fields of a response head, where a backend sends many. hyper parses up to 100 without allocating, so connections ask for
-/// more only once the backend has shown that it needs it: more costs each response two allocations of eight KiB.
+/// more only once the backend has shown that it needs it: more costs each response two allocations of eight KiB. The same goes
+/// for heads that are larger than [`READ_BUFFER`].
 pub(super) const RESPONSE_FIELDS: usize = 256;
 
 /// A backend that sends this many fields may soon send more than hyper's 100.
@@ -398,7 +399,10 @@ impl Pool {
         let mut builder = http1::Builder::new();
         builder.read_buf_exact_size(Some(READ_BUFFER)).max_header_size(self.bounds.response_head);
         if many_fields {
-            builder.max_headers(RESPONSE_FIELDS);
+            // A head has to fit into one buffer.
+            builder
+                .max_headers(RESPONSE_FIELDS)
+                .read_buf_exact_size(Some(self.bounds.response_head.max(READ_BUFFER) + 1));
         }
         let (sender, connection) = builder.handshake(TokioIo::new(connected.stream)).await?;
         #[expect(

@@ -460,6 +460,19 @@ fn upgrades_become_tunnels() {
 }
 
 #[test]
+fn a_response_head_of_60_kib_passes() {
+    let clusters = Clusters::new();
+    clusters.old.on("/", Answer::side().header("X-Large", &"x".repeat(60_000)));
+    clusters.new.on("/", Answer::side().header("X-Large", &"x".repeat(60_000)));
+    let proxy = Proxy::start(&Setup::new([clusters.service("a"), clusters.service("b").percentage(100)]));
+
+    for host in [HOST, "b.old.test"] {
+        let answer = proxy.get(host, "/");
+        assert_eq!((answer.status, answer.header("x-large").map(str::len)), (200, Some(60_000)), "{host}");
+    }
+}
+
+#[test]
 fn a_response_of_many_small_fields_passes() {
     let clusters = Clusters::new();
     let crowded = (0..150).fold(Answer::side(), |answer, number| answer.header(&format!("x-field-{number}"), "v"));

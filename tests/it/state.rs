@@ -1,6 +1,7 @@
 //! What commands change apart from the file, what survives, and what happens when it cannot.
 
 use std::fs;
+use std::io::Write as _;
 
 use serde_json::{Value, json};
 
@@ -96,6 +97,45 @@ fn a_share_that_nobody_confirms_goes_back_also_after_a_restart() {
 }
 
 #[test]
+fn a_change_is_made_to_its_end_also_when_its_author_leaves() {
+    let clusters = Clusters::new();
+    let mut server = Server::start(&two(&clusters, 0, 0));
+    for percentage in 1..=40_u64 {
+        let body = format!("{{\"percentage\": {percentage}}}");
+        let head = format!("PUT /api/v1/services/a/migration HTTP/1.1\r\nHost: {}\r\n", server.addresses.admin);
+        let rest = format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let mut author = std::net::TcpStream::connect(server.addresses.admin).unwrap();
+        author.write_all(format!("{head}{rest}").as_bytes()).unwrap();
+        drop(author);
+    }
+    server.command(&["update", "b", "7"]).expect(0);
+    let before = share(&server, "a");
+
+    server.kill_and_restart();
+
+    assert_eq!(share(&server, "a"), before, "what is in force is what is stored");
+}
+
+#[test]
+fn a_start_without_its_tokens_serves_and_lets_nobody_write() {
+    let clusters = Clusters::new();
+    let directory = tempfile::tempdir().unwrap();
+    let tokens = directory.path().join("tokens");
+    fs::write(&tokens, "ops:s3cret-token-1\n").unwrap();
+    let setup = two(&clusters, 100, 0).top(&format!("admin: {{token_file: {}}}", tokens.display()));
+    let mut server = Server::start(&setup);
+    fs::remove_file(&tokens).unwrap();
+
+    server.kill_and_restart();
+
+    assert_eq!(server.side(A, "/", &[]), "new");
+    assert!(server.status()["degraded"].to_string().contains("nobody may write"), "{}", server.status());
+    server.command(&["rollback", "a"]).expect(1);
+    fs::write(&tokens, "ops:s3cret-token-1\n").unwrap();
+    server.command(&["rollback", "a", "--token-file", tokens.to_str().unwrap()]).expect(0);
+}
+
+#[test]
 fn refusals_say_what_would_work_and_change_nothing() {
     let clusters = Clusters::new();
     let service = clusters.service("a").with("migration: {percentage: 20, max_step: 10}");
@@ -113,6 +153,7 @@ fn refusals_say_what_would_work_and_change_nothing() {
     refused(&["update", "a", "lots"], 2, "not a percentage");
     refused(&["update", "a", "50"], 6, "update a 30 first");
     refused(&["rollback", "a", "--to", "30"], 2, "migration-proxy update a 30");
+    refused(&["rollback", "a*", "--to", "30"], 2, "migration-proxy update a 30");
     server.command(&["freeze", "on", "--reason", "release week"]).expect(0);
     refused(&["update", "a", "+1"], 6, "(release week): freeze off allows them again");
     assert_eq!(share(&server, "a"), shares(20.0, 20.0));
