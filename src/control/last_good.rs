@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -25,12 +26,16 @@ const MOST_POINTERS: usize = 64;
 #[derive(Clone, Debug)]
 pub struct LastGood {
     path: PathBuf,
+    /// The newest text that is to be kept.
+    offered: Arc<Mutex<Option<Text>>>,
+    /// One writer at a time.
+    writing: Arc<Mutex<()>>,
 }
 
 impl LastGood {
     /// The copy below this directory, which need not exist yet.
     pub fn in_directory(directory: &Path) -> Self {
-        Self { path: directory.join("last-good.yaml") }
+        Self { path: directory.join("last-good.yaml"), offered: Arc::default(), writing: Arc::default() }
     }
 
     /// The copy, as the text that was accepted; `None` when there is none.
@@ -52,6 +57,18 @@ impl LastGood {
             Some(hash) if hash == text.hash() => Ok(Some(text)),
             _ => Err(format!("{path} is damaged: its text is another one than its first line says")),
         }
+    }
+
+    /// Names the text that [`LastGood::keep_offered`] keeps.
+    pub fn offer(&self, text: Text) {
+        *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
+
+    /// Keeps the newest text that was offered, if nobody has; may wait for the disk.
+    pub fn keep_offered(&self) -> Option<Result<(), String>> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = self.offered.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(self.keep(&text))
     }
 
     /// Keeps a text that was accepted. One that is kept already is not written again.

@@ -125,7 +125,10 @@ impl Reloader {
             reloader.parts.status.set_trouble(Trouble::Tokens, Some(text));
         }
         match broken {
-            None => reloader.keep_as_last_good(&reloader.served),
+            None => {
+                let Parts { telemetry, status, last_good, .. } = &reloader.parts;
+                note_kept(telemetry, status, &last_good.keep(reloader.served.text()));
+            }
             Some(error) => reloader.serves_last_good(error),
         }
         reloader.start_probers();
@@ -283,16 +286,16 @@ impl Reloader {
         self.keep_as_last_good(candidate);
     }
 
-    /// Keeps an accepted file for a start with a broken one.
+    /// Keeps an accepted file for a start with a broken one. A slow disk must hold up nothing here.
     fn keep_as_last_good(&self, candidate: &Candidate) {
         let Parts { telemetry, status, last_good, .. } = &self.parts;
-        let kept = last_good.keep(candidate.text());
-        if kept.is_err() {
-            telemetry.process.state_failed();
-        }
-        if let (true, Err(error)) = (status.set_trouble(Trouble::LastGoodUnstored, kept.clone().err()), &kept) {
-            tracing::error!(%error, "the accepted file cannot be kept, a start with a broken one will fail");
-        }
+        last_good.offer(candidate.text().clone());
+        let (telemetry, status, last_good) = (telemetry.clone(), status.clone(), last_good.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Some(kept) = last_good.keep_offered() {
+                note_kept(&telemetry, &status, &kept);
+            }
+        });
     }
 
     /// The file was broken at the start.
@@ -418,6 +421,15 @@ fn audit(telemetry: &Telemetry, kind: Kind, service: Option<&str>, from: Value<'
 
 fn switch(on: bool) -> Value<'static> {
     Value::Text(if on { "on" } else { "off" })
+}
+
+fn note_kept(telemetry: &Telemetry, status: &Status, kept: &Result<(), String>) {
+    if kept.is_err() {
+        telemetry.process.state_failed();
+    }
+    if let (true, Err(error)) = (status.set_trouble(Trouble::LastGoodUnstored, kept.clone().err()), kept) {
+        tracing::error!(%error, "the accepted file cannot be kept, a start with a broken one will fail");
+    }
 }
 
 fn listed_methods(methods: &[Method]) -> String {
