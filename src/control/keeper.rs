@@ -107,11 +107,6 @@ impl Keeper {
         self.lock().state.confirm_by(service)
     }
 
-    /// Whether increases of this service are refused.
-    pub fn is_frozen(&self, service: &str) -> bool {
-        self.lock().state.is_frozen(service)
-    }
-
     /// Makes a change to its end, also when whoever asked for it has left meanwhile.
     ///
     /// # Errors
@@ -281,8 +276,6 @@ impl Keeper {
 
     fn audit(&self, entries: &[Entry], Request { actor, claimed, reason }: Request<'_>) {
         for Entry { kind, service, from, to } in entries {
-            let value = |said: &Option<Said>| said.clone();
-            let (from, to) = (value(from), value(to));
             let event = Event {
                 kind: *kind,
                 service: service.as_deref(),

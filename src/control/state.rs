@@ -280,7 +280,7 @@ impl State {
     }
 
     /// Whether increases of this service are refused.
-    pub fn is_frozen(&self, service: &str) -> bool {
+    fn is_frozen(&self, service: &str) -> bool {
         self.freeze(service).is_some()
     }
 

@@ -210,6 +210,10 @@ struct Compiler<'a> {
 impl Compiler<'_> {
     fn service(&mut self, index: usize, service: &config::Service, earlier: Option<&Service>) -> Option<Service> {
         let rules = Rules::compile(service);
+        if let Some(earlier) = earlier {
+            // As the share and the switches: what is in force stays so until `take_over` brings what is declared.
+            rules.set_methods(&earlier.rules.methods());
+        }
         let keys: Vec<&str> = rules.key_sources().iter().map(|source| source.text.as_str()).collect();
         // Counters go on over a reload; only other sticky keys need other counters.
         let meters = match earlier {

@@ -136,6 +136,25 @@ fn a_start_without_its_tokens_serves_and_lets_nobody_write() {
 }
 
 #[test]
+fn methods_by_command_outlive_a_reload_without_another_audit_line() {
+    let clusters = Clusters::new();
+    let server = Server::start(&two(&clusters, 100, 0));
+    let body = r#"{"methods": ["POST"]}"#;
+    let mut author = std::net::TcpStream::connect(server.addresses.admin).unwrap();
+    let head = format!("PUT /api/v1/services/a/migration HTTP/1.1\r\nHost: {}\r\n", server.addresses.admin);
+    let rest = format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    author.write_all(format!("{head}{rest}").as_bytes()).unwrap();
+    eventually(PATIENCE, "only POST moves", || server.side(A, "/", &[]) == "old");
+
+    server.file.swap(&server.text(&two(&clusters, 100, 5)));
+    eventually(PATIENCE, "the file is read again", || share(&server, "b") == shares(5.0, 5.0));
+
+    assert_eq!(server.side(A, "/", &[]), "old");
+    let lines = server.audit_lines();
+    assert_eq!(lines.iter().filter(|line| line.contains(" methods ")).count(), 1, "{lines:?}");
+}
+
+#[test]
 fn refusals_say_what_would_work_and_change_nothing() {
     let clusters = Clusters::new();
     let service = clusters.service("a").with("migration: {percentage: 20, max_step: 10}");
