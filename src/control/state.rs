@@ -486,8 +486,7 @@ impl State {
             if !on && declared.safe_mode && self.safe_mode.is_none() {
                 return Err(in_file("of everything"));
             }
-            let before = std::mem::replace(&mut next.safe_mode, on.then(|| mark.clone()));
-            entries.extend(Entry::switched(Kind::SafeMode, None, before.is_some(), on));
+            entries.extend(turn(&mut next.safe_mode, Kind::SafeMode, None, on, mark));
             return Ok((next, entries));
         };
         for (name, file) in declared.matching(services)? {
@@ -495,8 +494,7 @@ impl State {
             if !on && file.safe_mode && service.safe_mode.is_none() {
                 return Err(in_file(&format!("of {name}")));
             }
-            let before = std::mem::replace(&mut service.safe_mode, on.then(|| mark.clone()));
-            entries.extend(Entry::switched(Kind::SafeMode, Some(name), before.is_some(), on));
+            entries.extend(turn(&mut service.safe_mode, Kind::SafeMode, Some(name), on, mark));
         }
         Ok((next, entries))
     }
@@ -511,14 +509,12 @@ impl State {
         let mut next = self.clone();
         let mut entries = Vec::new();
         let Some(services) = services else {
-            let before = std::mem::replace(&mut next.freeze, on.then(|| mark.clone()));
-            entries.extend(Entry::switched(Kind::Freeze, None, before.is_some(), on));
+            entries.extend(turn(&mut next.freeze, Kind::Freeze, None, on, mark));
             return Ok((next, entries));
         };
         for (name, _) in declared.matching(services)? {
             let service = next.services.entry(name.clone()).or_default();
-            let before = std::mem::replace(&mut service.freeze, on.then(|| mark.clone()));
-            entries.extend(Entry::switched(Kind::Freeze, Some(name), before.is_some(), on));
+            entries.extend(turn(&mut service.freeze, Kind::Freeze, Some(name), on, mark));
         }
         Ok((next, entries))
     }
@@ -586,14 +582,15 @@ impl Entry {
         }
     }
 
-    /// Nothing when nothing changed.
-    fn switched(kind: Kind, service: Option<&String>, from: bool, to: bool) -> Option<Self> {
-        (from != to).then(|| Self::switch(kind, service, from, to))
-    }
-
     fn methods(kind: Kind, service: &str, from: &Methods, to: &Methods) -> Self {
         Self { kind, service: Some(service.to_owned()), from: Some(from.said()), to: Some(to.said()) }
     }
+}
+
+/// Turns a switch on or off; nothing is told when it was so already.
+fn turn(switch: &mut Option<Mark>, kind: Kind, service: Option<&String>, on: bool, mark: &Mark) -> Option<Entry> {
+    let before = std::mem::replace(switch, on.then(|| mark.clone())).is_some();
+    (before != on).then(|| Entry::switch(kind, service, before, on))
 }
 
 /// Puts what the file declares now in the place of an override that remembers something else; gives the value that was in
