@@ -147,6 +147,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod manifest;
 pub mod net;
 pub mod proxy;
 pub mod readiness;

@@ -8,6 +8,7 @@ pub mod confirm;
 pub mod demo;
 pub mod explain;
 pub mod freeze;
+pub mod generate;
 pub mod health;
 pub mod output;
 pub mod rollback;
@@ -86,6 +87,8 @@ enum Verb {
     SafeMode(safe_mode::Arguments),
     /// Forbid increases, or allow them again
     Freeze(freeze::Arguments),
+    /// Kubernetes manifests, alerts, the dashboard, the schema of the file
+    Generate(generate::Arguments),
     /// Whether a replica serves, for HEALTHCHECK and probes
     Health(health::Arguments),
     /// Two toy clusters and a proxy between them, offline
@@ -138,6 +141,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Rollback(arguments) => rollback::run(&arguments),
         Verb::SafeMode(arguments) => safe_mode::run(&arguments),
         Verb::Freeze(arguments) => freeze::run(&arguments),
+        Verb::Generate(arguments) => generate::run(&arguments),
         Verb::Health(arguments) => health::run(arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
     }
