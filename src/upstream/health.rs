@@ -23,7 +23,7 @@ const QUICK_CHECKS: u32 = 3;
 const QUICK: Duration = Duration::from_secs(1);
 
 /// As many characters of a reason are kept.
-const LONGEST_ERROR: usize = 400;
+const LONGEST_ERROR: usize = 600;
 
 /// What is known of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
