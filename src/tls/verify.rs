@@ -84,7 +84,12 @@ impl Verified {
         let leaf = chain.first()?;
         let shown = format!("the certificate {} for {}", quoted(&leaf.subject), names(leaf));
         Some(match cause {
-            CertificateError::UnknownIssuer => format!("unknown issuer: {shown} {}", self.untrusted(&chain)),
+            // A root of the issuer's name with another key fails at the signature.
+            CertificateError::UnknownIssuer
+            | CertificateError::BadSignature
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+                format!("unknown issuer: {shown} {}", self.untrusted(&chain))
+            }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 let (subject, issuer) = (quoted(&leaf.subject), quoted(&leaf.issuer));
                 let (names, name) = (names(leaf), name.to_str());
