@@ -95,6 +95,12 @@ fn a_host_outside_of_the_certificate_is_misdirected() {
     assert_eq!(client.get(HOST, "/").status, 200);
     assert_eq!(client.get("b.old.test", "/").status, 421, "known, but not covered");
     assert_eq!(client.get("unknown.test", "/").status, 404, "covered, but unknown");
+
+    let two = Http2::tls(proxy.addresses.https.unwrap(), HOST, &public.trusting(&["h2"]));
+    for (host, status) in [(HOST, 200), ("b.old.test", 421), ("unknown.test", 404), (HOST, 200)] {
+        assert_eq!(two.get(&format!("https://{host}/")).status, status, "{host} over HTTP/2");
+    }
+    assert_eq!(proxy.metrics().sum("rejected_total", &[("cause", "host")]), 4.0);
 }
 
 #[test]
