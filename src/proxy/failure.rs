@@ -178,7 +178,13 @@ impl Failure {
 }
 
 fn io_error(error: &hyper::Error) -> Option<&io::Error> {
-    error.source()?.downcast_ref()
+    let source = error.source()?;
+    source.downcast_ref().or_else(|| source.downcast_ref::<h2::Error>()?.get_io())
+}
+
+/// hyper's word and what is behind it.
+fn told(error: &hyper::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 /// The peer says that it did nothing with this stream (RFC 9113, 8.7).
@@ -197,7 +203,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Connect(error) => write!(f, "{}", error.cause),
             Self::Stale(error) | Self::Raced(error) => write!(f, "the connection could not be used: {error}"),
-            Self::Reset(error) => write!(f, "no response: {error}"),
+            Self::Reset(error) => write!(f, "no response: {}", told(error)),
             Self::Identity(error) => match io_error(error) {
                 Some(error) => write!(f, "TLS: {}", reason(error)),
                 None => write!(f, "TLS: {error}"),

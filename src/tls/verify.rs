@@ -220,39 +220,50 @@ pub fn reason(error: &io::Error) -> String {
         Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
             "what answers there speaks no TLS".to_owned()
         }
-        Some(rustls::Error::AlertReceived(alert)) => match demand(*alert) {
-            Some(demand) => format!("{demand} (alert {alert:?})"),
-            None => format!("refused with the alert {alert:?}"),
-        },
-        _ => error.to_string(),
+        Some(rustls::Error::AlertReceived(alert)) => told(*alert),
+        Some(_) => error.to_string(),
+        None => words_of_alert(error).map_or_else(|| error.to_string(), told),
+    }
+}
+
+fn told(alert: AlertDescription) -> String {
+    match demand(alert) {
+        Some(demand) => format!("{demand} (alert {alert:?})"),
+        None => format!("refused with the alert {alert:?}"),
     }
 }
 
 /// The peer's last word says that our certificate is missing or not good enough. Under TLS 1.3 it comes when our side of the
 /// handshake is over (RFC 8446, 4.4.2.4), and nothing that was sent meanwhile has been looked at.
 pub fn refuses_certificate(error: &io::Error) -> bool {
-    matches!(inner(error), Some(rustls::Error::AlertReceived(alert)) if is_about_certificate(*alert))
+    match inner(error) {
+        Some(rustls::Error::AlertReceived(alert)) => ABOUT_CERTIFICATES.contains(alert),
+        Some(_) => false,
+        None => words_of_alert(error).is_some(),
+    }
+}
+
+/// An alert about certificates of which only the words are left: h2 keeps no more of it.
+fn words_of_alert(error: &io::Error) -> Option<AlertDescription> {
+    let words = error.get_ref()?.to_string();
+    ABOUT_CERTIFICATES.into_iter().find(|alert| rustls::Error::AlertReceived(*alert).to_string() == words)
 }
 
 fn inner(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|inner| inner.downcast_ref())
 }
 
-fn is_about_certificate(alert: AlertDescription) -> bool {
-    use AlertDescription as Alert;
-    matches!(
-        alert,
-        Alert::NoCertificate
-            | Alert::BadCertificate
-            | Alert::UnsupportedCertificate
-            | Alert::CertificateRevoked
-            | Alert::CertificateExpired
-            | Alert::CertificateUnknown
-            | Alert::UnknownCA
-            | Alert::AccessDenied
-            | Alert::CertificateRequired
-    )
-}
+const ABOUT_CERTIFICATES: [AlertDescription; 9] = [
+    AlertDescription::NoCertificate,
+    AlertDescription::BadCertificate,
+    AlertDescription::UnsupportedCertificate,
+    AlertDescription::CertificateRevoked,
+    AlertDescription::CertificateExpired,
+    AlertDescription::CertificateUnknown,
+    AlertDescription::UnknownCA,
+    AlertDescription::AccessDenied,
+    AlertDescription::CertificateRequired,
+];
 
 /// What an alert asks for, where that is plain.
 fn demand(alert: AlertDescription) -> Option<&'static str> {
@@ -260,7 +271,7 @@ fn demand(alert: AlertDescription) -> Option<&'static str> {
         AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
             Some("a client certificate is demanded: set client_cert and client_key")
         }
-        alert if is_about_certificate(alert) => Some("our client certificate is refused"),
+        alert if ABOUT_CERTIFICATES.contains(&alert) => Some("our client certificate is refused"),
         AlertDescription::UnrecognisedName => Some("the server name is not known there"),
         AlertDescription::ProtocolVersion => Some("no TLS version in common: see min_version"),
         AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {

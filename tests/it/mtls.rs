@@ -28,7 +28,7 @@ impl Scene {
     fn of(versions: &[&'static rustls::SupportedProtocolVersion]) -> Self {
         let (clusters, clients) = (Clusters::new(), Authority::new("clients"));
         let server = clusters.authority.server(&["*.new.test"]);
-        let new = Origin::tls("new", server.server_config_of(&[], Some(&clients), versions));
+        let new = Origin::tls("new", server.server_config_of(&["h2", "http/1.1"], Some(&clients), versions));
         Self { clusters, clients, new }
     }
 
@@ -55,17 +55,23 @@ fn new_gets_the_configured_certificate_and_refuses_others() {
             scene.service("a", Some(&right)),
             scene.service("wrong", Some(&wrong)),
             scene.service("without", None),
+            scene.service("right2", Some(&right)).new_option("http_version: 2"),
+            scene.service("wrong2", Some(&wrong)).new_option("http_version: 2"),
             scene.service("checked", None).with(check),
             scene.service("checked-wrong", Some(&wrong)).with(check),
         ]));
 
         assert_eq!(proxy.get(HOST, "/").side(), Some("new"), "{version}");
         assert_eq!(scene.new.last().client_certificate.as_deref(), Some(right.leaf().as_ref()), "{version}");
-        for name in ["wrong", "without"] {
+        assert_eq!(proxy.get("right2.old.test", "/").side(), Some("new"), "{version}");
+        for name in ["wrong", "without", "wrong2"] {
             let host = format!("{name}.old.test");
             assert_eq!(proxy.get(&host, "/").side(), Some("old"), "{version} {name}");
+            // A server that closes over the bytes of our request may take its alert along.
+            let count = |cause| proxy.metrics().sum("fallbacks_total", &[("service", name), ("cause", cause)]);
+            assert_eq!((count("tls") + count("reset"), count("connect")), (1.0, 0.0), "{version} {name}");
         }
-        assert_eq!(scene.new.requests(), 1, "{version}");
+        assert_eq!(scene.new.requests(), 2, "{version}");
         let degraded = || proxy.status()["degraded"].to_string();
         eventually(PATIENCE, "the checks say why", || {
             let text = degraded();
