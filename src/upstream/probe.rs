@@ -19,6 +19,7 @@ use super::connect::{ConnectCause, Connected, Wanted};
 use super::pool::Pool;
 use crate::config::{self, Cluster, HostPattern};
 use crate::net::stream::Stream;
+use crate::tls::verify::refuses_certificate;
 
 const AGENT: &str = concat!("migration-proxy-health/", env!("CARGO_PKG_VERSION"));
 
@@ -164,15 +165,10 @@ async fn part(mut stream: Stream) -> Result<(), Fault> {
         Ok::<_, std::io::Error>(())
     };
     match tokio::time::timeout(GOODBYE, goodbye).await {
-        Ok(Err(error)) if is_alert(&error) => Err(ConnectCause::Tls(error).into()),
+        Ok(Err(error)) if refuses_certificate(&error) => Err(ConnectCause::Tls(error).into()),
         // Anything else is a matter of manners.
         Ok(_) | Err(_) => Ok(()),
     }
-}
-
-fn is_alert(error: &std::io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::AlertReceived(_)))
 }
 
 /// The status; the body is read to a bound, and what becomes of it does not matter.

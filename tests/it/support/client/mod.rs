@@ -19,6 +19,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::PATIENCE;
+use super::origin::Handshake;
 
 const PIECE: usize = 64 * 1024;
 
@@ -230,6 +231,12 @@ impl Client {
     pub fn tls_version(&self) -> Option<rustls::ProtocolVersion> {
         let Wire::Tls(stream) = &self.wire else { return None };
         stream.conn.protocol_version()
+    }
+
+    /// What the handshake came to.
+    pub fn handshake_result(&self) -> Option<Handshake> {
+        let Wire::Tls(stream) = &self.wire else { return None };
+        Handshake::of(&stream.conn)
     }
 
     /// The certificate that the server showed.
