@@ -15,6 +15,7 @@ mod cli;
 mod docs;
 mod drain;
 mod endurance;
+mod exchanges;
 mod fallback;
 mod forwarding;
 mod health;

@@ -11,7 +11,9 @@ pub mod client;
 pub mod dns;
 pub mod origin;
 pub mod peers;
+
 pub mod reach;
+pub mod recorder;
 pub mod scale;
 pub mod setup;
 mod stream;
