@@ -31,6 +31,7 @@ mod proxy_protocol;
 mod reload;
 mod routing;
 mod secrets;
+mod smuggling;
 mod state;
 mod support;
 mod tls;
