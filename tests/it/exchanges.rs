@@ -603,6 +603,7 @@ fn bodies_go_to_and_fro_piece_by_piece() {
     stage.answer(&Answer::echo());
 
     for way in stage.ways() {
+        way.origin.forget();
         match Asker::open(way.client, proxy.addresses.http) {
             Asker::One(mut client) => {
                 client.send(format!("POST / HTTP/1.1\r\nHost: {}\r\nTransfer-Encoding: chunked\r\n\r\n", way.host));

@@ -17,6 +17,7 @@ mod drain;
 mod endurance;
 mod exchanges;
 mod fallback;
+mod floods;
 mod forwarding;
 mod health;
 mod kit;

@@ -131,42 +131,29 @@ fn fill(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<bool> {
 
 /// One request; the outer error is a connection that ended, the inner one a fault.
 fn one(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Result<Understood, String>> {
-    let mut lines = Vec::new();
-    loop {
-        let line = line(socket, buffer)?;
-        if line.is_empty() {
-            break;
-        }
-        lines.push(line);
-    }
+    let lines = lines(socket, buffer)?;
+    let fault = |what: String| Ok(Err(format!("{what}: {:?}", show(&lines))));
     let mut request = match head(&lines) {
         Ok(request) => request,
-        Err(fault) => return Ok(Err(format!("{fault}: {:?}", show(&lines)))),
+        Err(what) => return fault(what),
     };
-    let is_chunked = match framing(&request.fields) {
-        Ok(Framing::Chunked) => true,
-        Ok(Framing::Length(length)) => {
-            request.body = exactly(socket, buffer, length)?;
-            false
+    match framing(&request.fields) {
+        Ok(Framing::Length(length)) => request.body = exactly(socket, buffer, length)?,
+        Ok(Framing::Chunked) => {
+            if let Err(what) = chunks(socket, buffer, &mut request)? {
+                return fault(what);
+            }
         }
-        Err(fault) => return Ok(Err(format!("{fault}: {:?}", show(&lines)))),
-    };
-    while is_chunked {
+        Err(what) => return fault(what),
+    }
+    Ok(Ok(request))
+}
+
+fn chunks(socket: &mut TcpStream, buffer: &mut Vec<u8>, request: &mut Understood) -> io::Result<Result<(), String>> {
+    loop {
         let size = line(socket, buffer)?;
         let Some(length) = chunk_size(&size) else { return Ok(Err(format!("chunk size {:?}", show(&[size])))) };
         if length == 0 {
-            let mut trailers = Vec::new();
-            loop {
-                let line = line(socket, buffer)?;
-                if line.is_empty() {
-                    break;
-                }
-                trailers.push(line);
-            }
-            request.trailers = match trailers.iter().map(|line| field(line)).collect() {
-                Ok(trailers) => trailers,
-                Err(fault) => return Ok(Err(format!("trailer, {fault}: {:?}", show(&trailers)))),
-            };
             break;
         }
         request.body.extend(exactly(socket, buffer, length)?);
@@ -174,7 +161,25 @@ fn one(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Result<Unders
             return Ok(Err("no line end behind a chunk".to_owned()));
         }
     }
-    Ok(Ok(request))
+    let trailers = lines(socket, buffer)?;
+    Ok(trailers
+        .iter()
+        .map(|line| field(line))
+        .collect::<Result<_, _>>()
+        .map(|fields| request.trailers = fields)
+        .map_err(|what| format!("trailer, {what}: {:?}", show(&trailers))))
+}
+
+/// The lines up to an empty one.
+fn lines(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Vec<Vec<u8>>> {
+    let mut lines = Vec::new();
+    loop {
+        let line = line(socket, buffer)?;
+        if line.is_empty() {
+            return Ok(lines);
+        }
+        lines.push(line);
+    }
 }
 
 fn show(lines: &[Vec<u8>]) -> String {

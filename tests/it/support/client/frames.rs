@@ -33,8 +33,6 @@ pub const END_HEADERS: u8 = 4;
 pub struct Frame {
     /// Its type.
     pub kind: u8,
-    /// Its flags.
-    pub flags: u8,
     /// Its stream; 0 is the connection.
     pub stream: u32,
     /// What it carries.
@@ -95,17 +93,12 @@ impl Frames {
         self.wire.try_send(bytes)
     }
 
-    /// Gives up reading after this time.
-    pub fn patience(&mut self, patience: std::time::Duration) {
-        self.wire.patience(patience);
-    }
-
     /// The next frame.
     pub fn next(&mut self) -> Result<Frame, Failure> {
         let head = self.wire.bytes(9)?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        Ok(Frame { kind: head[3], flags: head[4], stream, payload: self.wire.bytes(length)? })
+        Ok(Frame { kind: head[3], stream, payload: self.wire.bytes(length)? })
     }
 
     /// The next frame of this type; others on the way are passed over.
