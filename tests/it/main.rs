@@ -19,6 +19,7 @@ mod exchanges;
 mod fallback;
 mod floods;
 mod forwarding;
+mod grpc;
 mod health;
 mod kit;
 mod layers;
