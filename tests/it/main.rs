@@ -37,3 +37,4 @@ mod smuggling;
 mod state;
 mod support;
 mod tls;
+mod websocket;

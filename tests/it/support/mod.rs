@@ -18,6 +18,7 @@ pub mod recorder;
 pub mod scale;
 pub mod setup;
 mod stream;
+pub mod websocket;
 
 use std::time::{Duration, Instant};
 
