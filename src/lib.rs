@@ -80,7 +80,8 @@
 //!    on one thread, and it makes no difference on which. `routing::two_workers_decide_alike`, and the lint
 //!    `await_holding_lock`
 //! 4. Every request ends in one answer, one access line and at most one verdict to the breaker; leases, permits and
-//!    gauges return by `Drop`. `bad_input::malformed_requests_get_the_right_answer_and_are_counted`,
+//!    gauges return by `Drop`. `smuggling::heads_are_well_formed_or_refused`,
+//!    `bad_input::requests_over_a_limit_get_the_right_answer_and_are_counted`,
 //!    `forwarding::a_leaving_client_ends_the_exchange_at_the_origin`, `fallback::leaving_clients_are_never_new_s_fault`
 //! 5. What may have been executed is never sent twice. `fallback::an_unsafe_request_is_repeated_only_when_nothing_was_sent`,
 //!    `fallback::a_post_is_sent_at_most_once_while_new_dies`

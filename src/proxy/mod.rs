@@ -130,6 +130,9 @@ impl Proxy {
             Err(Some(refusal)) => return Ok(reply::refused(exchange, refusal, is_grpc)),
             Err(None) => return Err(Closed),
         };
+        if hop_by_hop::forwards_left(request.method(), request.headers()) == Some(0) {
+            return Ok(reply::last_stop(exchange));
+        }
         let service = &found.service;
         let Some(in_flight) = self.enter(&service.edge.limits) else {
             return Ok(reply::refused(exchange, Refusal::InFlight, is_grpc));
