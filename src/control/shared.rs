@@ -1,0 +1,166 @@
+//! A state that replicas share: where it is kept, and what is known here of what is kept there. [`Keeper`] works on it
+//! through the [`Remote`], which may be slow, refuse, or be gone.
+//!
+//! [`Keeper`]: super::keeper::Keeper
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::merge::{self, Merged};
+use super::state::{Declared, State};
+use super::state_file::StateFile;
+use crate::readiness::Token;
+
+/// A start that knows nothing waits no longer than this for what is shared.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where the state of this process is kept.
+pub struct Store {
+    /// The only copy, or a copy of what is shared for a start without it.
+    pub file: StateFile,
+    /// What replicas share, and what keeps the process from being ready until it is known.
+    pub remote: Option<(Arc<dyn Remote>, Token)>,
+}
+
+impl From<StateFile> for Store {
+    fn from(file: StateFile) -> Self {
+        Self { file, remote: None }
+    }
+}
+
+/// What a [`Remote`] is asked for.
+pub type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, RemoteError>> + Send + 'a>>;
+
+/// A place that several replicas read and write, one after the other.
+pub trait Remote: Send + Sync {
+    /// What is there now.
+    fn read(&self) -> Asked<'_, Found>;
+
+    /// Replaces what is there, unless that is not `known` any more; gives the revision of what is there then.
+    fn write<'a>(&'a self, state: &'a State, known: &'a Found) -> Asked<'a, Revision>;
+}
+
+/// What was found, and as of when.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// What it says.
+    pub content: Content,
+    /// Which version of it this is.
+    pub revision: Revision,
+}
+
+/// What is kept somewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing yet, or nothing any more.
+    #[default]
+    Nothing,
+    /// A state.
+    State(State),
+    /// Something that makes no sense.
+    Unreadable {
+        /// What it says.
+        text: String,
+        /// Why it makes no sense.
+        error: String,
+    },
+}
+
+/// Which version something is; `None`: it is not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revision(pub Option<String>);
+
+impl Revision {
+    /// Revisions of one object are numbers that grow.
+    fn is_after(&self, other: &Self) -> bool {
+        let number = |revision: &Self| revision.0.as_ref().and_then(|text| text.parse::<u64>().ok());
+        match (number(self), number(other)) {
+            (Some(this), Some(other)) => this > other,
+            _ => self != other,
+        }
+    }
+}
+
+/// Why what is shared cannot be read or written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RemoteError {
+    /// Another replica was faster.
+    #[error("other replicas write all the time")]
+    Conflict,
+    /// It answers, and says no.
+    #[error("{0}")]
+    Refused(String),
+    /// It does not answer.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+/// How something was learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learnt {
+    /// It was read when so much had been learnt before: it is the truth if nothing has been learnt since.
+    Read(u64),
+    /// It was told or written: it counts if it is newer than what is known.
+    Told,
+}
+
+/// What is known of what is shared.
+pub(super) struct Shared {
+    /// What was found last; what is in force differs from it by what could not be stored yet.
+    pub(super) base: State,
+    pub(super) found: Found,
+    /// Counts what was learnt.
+    pub(super) learnt: u64,
+    /// Until something is known for the first time.
+    pub(super) opening: Option<Opening>,
+    /// Why nothing can be read or written at this time.
+    pub(super) lost: Option<String>,
+}
+
+/// A start that does not know yet what is shared.
+pub(super) struct Opening {
+    /// What the file declared when this replica ran last.
+    pub(super) before: Option<Declared>,
+    /// Given back when what is shared is known, or has been waited for long enough.
+    pub(super) token: Option<Token>,
+    pub(super) since: Instant,
+}
+
+impl Shared {
+    /// Nothing is known but what was known when this process last ran.
+    pub(super) fn unknown(base: State, opening: Opening) -> Self {
+        Self { base, found: Found::default(), learnt: 0, opening: Some(opening), lost: None }
+    }
+
+    /// What `found` makes of what is in force; `None` when it is no news.
+    pub(super) fn learn(&mut self, ours: &State, found: Found, how: Learnt) -> Option<Merged> {
+        let is_authoritative = match how {
+            Learnt::Read(before) => before == self.learnt,
+            Learnt::Told => false,
+        };
+        let is_first = self.opening.is_some();
+        let is_news = if is_authoritative { found != self.found } else { found.revision.is_after(&self.found.revision) };
+        if !is_news && !is_first {
+            return None;
+        }
+        self.learnt += 1;
+        let theirs = match &found.content {
+            Content::State(state) => state.clone(),
+            // Whoever empties or breaks it wants nothing in particular: what is in force stays, and is written again.
+            Content::Nothing => State::default(),
+            Content::Unreadable { .. } => self.base.clone(),
+        };
+        let base = if found.content == Content::Nothing { State::default() } else { self.base.clone() };
+        let merged = merge::merge(&base, ours, &theirs);
+        self.base = theirs;
+        self.found = found;
+        Some(merged)
+    }
+}
+
+/// The pause before another attempt, doubled from time to time and never the same for two replicas.
+pub(super) fn pause(tries: u32, shortest: Duration, longest: Duration) -> Duration {
+    let pause = shortest.saturating_mul(1 << tries.min(16)).min(longest);
+    pause.mul_f64(rand::random_range(0.5..1.0))
+}
