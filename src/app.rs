@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
 use crate::config::{Config, ConfigError, Environment, Listen};
-use crate::control::candidate::{Candidate, Compiled};
 use crate::control::backend::Backend;
+use crate::control::candidate::{Candidate, Compiled};
 use crate::control::fleet::Watcher;
 use crate::control::keeper::Keeper;
 use crate::control::listeners::{self, Listeners, Socket};

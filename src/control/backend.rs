@@ -34,7 +34,7 @@ impl Backend {
             (StateBackend::File, _) | (StateBackend::Auto, Err(_)) => Ok(Self::alone(file)),
             (StateBackend::Kubernetes, Err(why)) => Err(first.unfit(
                 "state.backend",
-                format!("not in a pod of Kubernetes: {why}"),
+                format!("Kubernetes cannot keep the state: {why}"),
                 Some("use auto or file".to_owned()),
             )),
             (StateBackend::Auto | StateBackend::Kubernetes, Ok(map)) => Ok(Self::shared(file, map, readiness)),

@@ -235,7 +235,8 @@ impl Fleet {
 
     fn unresolved(&self, why: Option<String>) {
         let mut inner = self.lock();
-        inner.unresolved = why.map(|why| (inner.unresolved.as_ref().map_or_else(Instant::now, |(since, _)| *since), why));
+        inner.unresolved =
+            why.map(|why| (inner.unresolved.as_ref().map_or_else(Instant::now, |(since, _)| *since), why));
     }
 
     /// Whom to ask next; forgets everybody else.
@@ -344,7 +345,10 @@ impl Peer {
         match lasting {
             Difference::Configuration if lasted >= OTHER_CONFIGURATION => {
                 let (there, here) = (short(&view.hash), short(&own.hash));
-                Some(format!("replica {name} serves another configuration for {} s: {there}, here {here}", lasted.as_secs()))
+                Some(format!(
+                    "replica {name} serves another configuration for {} s: {there}, here {here}",
+                    lasted.as_secs()
+                ))
             }
             Difference::State if lasted >= OTHER_STATE => {
                 Some(format!("replica {name} does not agree for {} s: {}", lasted.as_secs(), view.example(own)))
@@ -538,9 +542,12 @@ mod tests {
         assert_eq!(state(&own("h", 20.0)), "unreachable", "nothing heard yet");
 
         fleet.hear(address, Ok(told("2", "h", 20.0)), "1");
-        for (own, expected) in
-            [(own("h", 20.0), "agree"), (own("h", 20.01), "differ"), (own("i", 20.0), "differ"), (View::default(), "differ")]
-        {
+        for (own, expected) in [
+            (own("h", 20.0), "agree"),
+            (own("h", 20.01), "differ"),
+            (own("i", 20.0), "differ"),
+            (View::default(), "differ"),
+        ] {
             assert_eq!(state(&own), expected, "{own:?}");
         }
         fleet.hear(address, Err("refused".to_owned()), "1");

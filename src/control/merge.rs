@@ -187,3 +187,168 @@ impl Mark {
         (self.at, &self.replica) > (other.at, &other.replica)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::config::{Environment, Percent, Text};
+
+    const FILE: &str = "
+services:
+  - {name: a, old_host: a.example, old_backend: '127.0.0.1:1', new_host: a.new.example, migration: {percentage: 20}}
+  - {name: b, old_host: b.example, old_backend: '127.0.0.1:1', new_host: b.new.example, migration: {percentage: 0}}
+";
+
+    fn declared() -> Declared {
+        Declared::of(&crate::config::parse(&Text::new("x", FILE), &Environment::new()).unwrap().config)
+    }
+
+    fn mark(second: i64, replica: &str) -> Mark {
+        let at = Timestamp::from_second(1_700_000_000 + second).unwrap();
+        Mark { at, replica: replica.to_owned(), by: "loopback".to_owned(), reason: None }
+    }
+
+    fn to(percentage: &str) -> Share {
+        Share::To(percentage.parse::<Percent>().unwrap())
+    }
+
+    fn update(services: &str, share: Share) -> Change {
+        Change::Migration(Migration { services: services.to_owned(), percentage: Some(share), ..Migration::default() })
+    }
+
+    fn safe_mode(on: bool) -> Change {
+        Change::SafeMode { services: None, on, close_streams: None }
+    }
+
+    fn after(state: &State, change: &Change, mark: &Mark) -> State {
+        state.change(change, &declared(), mark).unwrap().0
+    }
+
+    fn share(state: &State, service: &str) -> Option<String> {
+        state.overrides().of(service).percentage.map(|share| share.to_string())
+    }
+
+    #[test]
+    fn what_one_side_changed_stands() {
+        let base = after(&State::default(), &update("a", to("30")), &mark(0, "1"));
+        let ours = after(&base, &update("b", to("5")), &mark(1, "1"));
+        let theirs = after(&base, &update("a", to("40")), &mark(2, "2"));
+        let theirs = after(&theirs, &safe_mode(true), &mark(2, "2"));
+
+        let Merged { state, lost } = merge(&base, &ours, &theirs);
+
+        assert_eq!((share(&state, "a"), share(&state, "b")), (Some("40".into()), Some("5".into())));
+        assert!(state.overrides().safe_mode && lost.is_empty());
+        assert_eq!(merge(&base, &theirs, &ours).state, state, "whoever looks");
+        assert_eq!(merge(&base, &base, &theirs).state, theirs);
+        assert_eq!(merge(&base, &ours, &base).state, ours);
+    }
+
+    #[test]
+    fn where_both_changed_the_same_the_newest_wins_by_time_then_by_name() {
+        let base = State::default();
+        for (ours, theirs, expected) in [
+            ((2, "1"), (1, "2"), "30"),
+            ((1, "1"), (2, "2"), "40"),
+            ((1, "1"), (1, "2"), "40"),
+            ((1, "3"), (1, "2"), "30"),
+        ] {
+            let our = after(&base, &update("a", to("30")), &mark(ours.0, ours.1));
+            let their = after(&base, &update("a", to("40")), &mark(theirs.0, theirs.1));
+
+            let Merged { state, lost } = merge(&base, &our, &their);
+
+            assert_eq!(share(&state, "a").as_deref(), Some(expected), "{ours:?} {theirs:?}");
+            assert_eq!((lost.len(), lost[0].entry.kind), (1, Kind::Refused));
+            assert_eq!(merge(&base, &their, &our).state, state, "whoever looks");
+        }
+    }
+
+    #[test]
+    fn the_same_wish_twice_is_one() {
+        let base = State::default();
+        let ours = after(&base, &update("a", to("30")), &mark(2, "1"));
+        let theirs = after(&base, &update("a", to("30")), &mark(1, "2"));
+
+        assert_eq!(merge(&base, &ours, &theirs), Merged { state: theirs, lost: Vec::new() });
+    }
+
+    #[test]
+    fn a_switch_that_one_side_turned_on_again_stays_on() {
+        let base = after(&State::default(), &safe_mode(true), &mark(0, "1"));
+        let off = after(&base, &safe_mode(false), &mark(1, "1"));
+        let on_again = after(&off, &safe_mode(true), &mark(2, "2"));
+
+        assert!(!merge(&base, &off, &base).state.overrides().safe_mode);
+        assert!(merge(&base, &off, &on_again).state.overrides().safe_mode);
+        assert!(merge(&base, &on_again, &off).state.overrides().safe_mode);
+    }
+
+    #[test]
+    fn a_clock_goes_with_the_share_that_it_was_started_with() {
+        let with_clock = Change::Migration(Migration {
+            services: "a".to_owned(),
+            percentage: Some(to("50")),
+            clock: Some(Duration::from_secs(60)),
+            ..Migration::default()
+        });
+        let base = after(&State::default(), &with_clock, &mark(0, "1"));
+        let confirmed = after(&base, &Change::Confirm("a".to_owned()), &mark(1, "1"));
+        let newer = after(&base, &update("a", to("60")), &mark(2, "2"));
+        let (expired, _) = base.expire(mark(60, "2").at, &mark(60, "2")).unwrap();
+
+        let other = after(&base, &update("b", to("1")), &mark(1, "2"));
+        assert_eq!(merge(&base, &confirmed, &other).state.confirm_by("a"), None);
+        assert!(merge(&base, &base, &other).state.confirm_by("a").is_some());
+        assert_eq!(merge(&base, &newer, &confirmed).state.confirm_by("a"), None);
+        let merged = merge(&base, &confirmed, &expired).state;
+        assert_eq!((share(&merged, "a"), merged.confirm_by("a")), (Some("20".into()), None));
+    }
+
+    #[test]
+    fn only_a_newer_intent_for_the_same_thing_overtakes() {
+        let known = State::default();
+        let now = after(&known, &update("a", to("40")), &mark(5, "2"));
+        let overtakes = |change: &Change, asked: &Mark| overtaken(&known, &now, change, &declared(), asked).is_some();
+
+        assert!(overtakes(&update("a", to("30")), &mark(4, "1")));
+        assert!(overtakes(&update("*", to("30")), &mark(5, "1")), "the name decides");
+        assert!(!overtakes(&update("a", to("30")), &mark(6, "1")), "ours is newer");
+        assert!(!overtakes(&update("a", Share::By(100)), &mark(4, "1")), "it goes on from there");
+        assert!(!overtakes(&update("b", to("30")), &mark(4, "1")), "another service");
+        assert!(!overtakes(&Change::Confirm("a".to_owned()), &mark(4, "1")));
+        assert!(!overtakes(&safe_mode(true), &mark(4, "1")));
+        let frozen = after(&known, &Change::Freeze { services: None, on: true }, &mark(5, "2"));
+        let thaw = Change::Freeze { services: None, on: false };
+        assert!(overtaken(&known, &frozen, &thaw, &declared(), &mark(4, "1")).is_some());
+        assert!(overtaken(&frozen, &frozen, &thaw, &declared(), &mark(4, "1")).is_none(), "it was known");
+    }
+
+    #[test]
+    fn replicas_that_were_apart_come_to_the_same_state_in_every_order() {
+        let base = after(&State::default(), &update("*", to("10")), &mark(0, "1"));
+        let changes = [
+            update("a", to("30")),
+            update("b", to("40")),
+            safe_mode(true),
+            Change::Confirm("a".to_owned()),
+            update("*", to("5")),
+            Change::Freeze { services: Some("a".to_owned()), on: true },
+        ];
+        for (number, our) in changes.iter().enumerate() {
+            for their in &changes {
+                let ours = after(&base, our, &mark(number as i64, "1"));
+                let theirs = after(&base, their, &mark(3, "2"));
+
+                let here = merge(&base, &ours, &theirs).state;
+                assert_eq!(here.overrides(), merge(&base, &theirs, &ours).state.overrides(), "{our:?} {their:?}");
+                // What one of them stored is what the other one finds.
+                assert_eq!(merge(&theirs, &here, &here).state, here);
+            }
+        }
+    }
+}

@@ -229,7 +229,14 @@ impl Reporter<'_> {
         let ends = ending(configuration, moment.time);
         let troubles = self.status.troubles();
         let replicas = self.status.fleet.troubles(&View::own(snapshot, &configuration.hash));
-        rejected.chain(troubles).chain(replicas).chain(safe_mode).chain(services).chain(ends).chain(forwarders).collect()
+        rejected
+            .chain(troubles)
+            .chain(replicas)
+            .chain(safe_mode)
+            .chain(services)
+            .chain(ends)
+            .chain(forwarders)
+            .collect()
     }
 
     fn untrusted_forwarders(&self, snapshot: &Snapshot) -> impl Iterator<Item = IpAddr> {

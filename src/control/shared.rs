@@ -140,7 +140,8 @@ impl Shared {
             Learnt::Told => false,
         };
         let is_first = self.opening.is_some();
-        let is_news = if is_authoritative { found != self.found } else { found.revision.is_after(&self.found.revision) };
+        let is_news =
+            if is_authoritative { found != self.found } else { found.revision.is_after(&self.found.revision) };
         if !is_news && !is_first {
             return None;
         }
@@ -163,4 +164,76 @@ impl Shared {
 pub(super) fn pause(tries: u32, shortest: Duration, longest: Duration) -> Duration {
     let pause = shortest.saturating_mul(1 << tries.min(16)).min(longest);
     pause.mul_f64(rand::random_range(0.5..1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::plain;
+
+    fn state(switch: &str) -> State {
+        let text = format!("{switch}: {{at: '2024-01-01T00:00:00Z', replica: pod-1, by: loopback}}");
+        plain::from_text(&text).unwrap()
+    }
+
+    fn found(revision: &str, state: State) -> Found {
+        Found { content: Content::State(state), revision: Revision(Some(revision.to_owned())) }
+    }
+
+    fn known() -> Shared {
+        let opening = Opening { before: None, token: None, since: Instant::now() };
+        let mut shared = Shared::unknown(State::default(), opening);
+        shared.learn(&State::default(), found("10", State::default()), Learnt::Told).unwrap();
+        shared.opening = None;
+        shared
+    }
+
+    #[test]
+    fn what_is_told_counts_when_it_is_newer() {
+        for (revision, is_news) in [("9", false), ("10", false), ("11", true), ("101", true), ("odd", true)] {
+            let mut shared = known();
+            let learnt = shared.learn(&State::default(), found(revision, state("freeze")), Learnt::Told);
+            assert_eq!(learnt.map(|merged| merged.state), is_news.then(|| state("freeze")), "{revision}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_the_truth_unless_something_was_learnt_meanwhile() {
+        let mut shared = known();
+        let before = shared.learnt;
+        // A restored API server counts from a lower number.
+        let restored = shared.learn(&State::default(), found("3", state("freeze")), Learnt::Read(before));
+        assert_eq!(restored.unwrap().state, state("freeze"));
+
+        let late = shared.learn(&state("freeze"), found("2", State::default()), Learnt::Read(before));
+        assert_eq!(late, None, "the answer was on its way while something newer was learnt");
+        let again = shared.learn(&state("freeze"), found("3", state("freeze")), Learnt::Read(shared.learnt));
+        assert_eq!(again, None, "no news");
+    }
+
+    #[test]
+    fn what_is_emptied_or_broken_takes_nothing_away() {
+        for content in [Content::Nothing, Content::Unreadable { text: "[".to_owned(), error: "odd".to_owned() }] {
+            let mut shared = known();
+            shared.learn(&State::default(), found("11", state("freeze")), Learnt::Told);
+            let ours = state("freeze");
+
+            let vanished = Found { content: content.clone(), revision: Revision(Some("12".to_owned())) };
+            let merged = shared.learn(&ours, vanished, Learnt::Told).unwrap();
+
+            assert_eq!(merged.state, ours);
+            // What vanished is written again, what is broken waits for the next change.
+            assert_eq!(shared.base == ours, content != Content::Nothing);
+        }
+    }
+
+    #[test]
+    fn pauses_grow_up_to_a_bound_and_differ() {
+        let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(30));
+        for tries in 0..100 {
+            let most = shortest.saturating_mul(1 << tries.min(16)).min(longest);
+            let pause = pause(tries, shortest, longest);
+            assert!(pause >= most / 2 && pause <= most, "{tries}: {pause:?}");
+        }
+    }
 }

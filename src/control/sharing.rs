@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::keeper::{AGAIN, Applied, ChangeError, EXPIRY, Inner, Keeper, Request, UNKNOWN, tell_expired};
 use super::merge::{self, Lost, Merged};
 use super::shared::{self, Content, Found, Learnt, PATIENCE, Remote, RemoteError, Shared};
-use super::state::{Change, Changed, Entry, Mark, Refusal};
+use super::state::{Change, Changed, Declared, Entry, Mark, Refusal};
 use super::status::Trouble;
 use crate::routing::snapshot;
 use crate::telemetry::audit::Actor;
@@ -19,8 +19,8 @@ const WHOLE: Duration = Duration::from_secs(4);
 const HURRY: Duration = Duration::from_secs(1);
 
 /// Between two tries of a change that another replica was faster with.
-const SHORTEST: Duration = Duration::from_millis(4);
-const LONGEST: Duration = Duration::from_millis(200);
+const SHORTEST: Duration = Duration::from_millis(2);
+const LONGEST: Duration = Duration::from_millis(40);
 
 /// What a change makes of the newest state; `None` when there is nothing to do.
 type Step<'a> = &'a (dyn Fn(&Inner) -> Result<Option<Changed>, Refusal> + Sync);
@@ -56,7 +56,9 @@ impl Keeper {
     /// Watching what is shared is not allowed, or is again.
     pub fn limit(&self, error: Option<String>) {
         let text = error.map(|error| format!("changes of other replicas are heard of late: {error}"));
-        if self.status.set_trouble(Trouble::StateUnwatched, text.clone()) && let Some(error) = text {
+        if self.status.set_trouble(Trouble::StateUnwatched, text.clone())
+            && let Some(error) = text
+        {
             tracing::error!("{error}");
         }
     }
@@ -95,8 +97,8 @@ impl Keeper {
         step: Step<'_>,
         request: Request<'_>,
     ) -> Result<Option<Applied>, ChangeError> {
-        let start = Instant::now();
-        for tries in 0.. {
+        let (start, mut tries) = (Instant::now(), 0);
+        loop {
             let (known, lost, outcome) = {
                 let inner = self.lock();
                 let shared = inner.shared.as_ref();
@@ -122,6 +124,7 @@ impl Keeper {
                     }
                     Err(RemoteError::Conflict) => {
                         tokio::time::sleep(shared::pause(tries, SHORTEST, LONGEST)).await;
+                        tries += 1;
                         match self.read_again(remote, patience).await {
                             Ok(()) if start.elapsed() < WHOLE => continue,
                             Ok(()) => RemoteError::Conflict,
@@ -136,7 +139,6 @@ impl Keeper {
             }
             return self.only_here(step, request, error.to_string());
         }
-        Ok(None)
     }
 
     /// Makes a change on this replica alone. It is stored when that is possible again.
@@ -197,7 +199,9 @@ impl Keeper {
         }
         drop(inner);
         self.status.set_trouble(Trouble::StateUnshared, None);
-        if self.status.set_trouble(Trouble::StateLost, unreadable.clone()) && let Some(error) = unreadable {
+        if self.status.set_trouble(Trouble::StateLost, unreadable.clone())
+            && let Some(error) = unreadable
+        {
             self.telemetry.process.state_failed();
             tracing::error!(error, "the shared state is lost, what is in force stays");
         }
@@ -212,12 +216,7 @@ impl Keeper {
     }
 
     /// The file of this replica has changed the state, or not.
-    pub(super) fn follow_shared(
-        &self,
-        before: Option<&super::state::Declared>,
-        followed: Option<Changed>,
-        mark: &Mark,
-    ) {
+    pub(super) fn follow_shared(&self, before: Option<&Declared>, followed: Option<Changed>, mark: &Mark) {
         let mut inner = self.lock();
         let Inner { declared, shared: Some(shared), .. } = &mut *inner else { return };
         let is_opening = shared.opening.is_some();
@@ -338,10 +337,7 @@ fn told_overtaken(service: &str, Mark { at, replica, by, .. }: &Mark) -> String 
     format!("a newer change of {what} won: by {by} on {replica} at {}", at.strftime("%F %H:%M:%S UTC"))
 }
 
-async fn within<T>(
-    patience: Duration,
-    work: impl Future<Output = Result<T, RemoteError>>,
-) -> Result<T, RemoteError> {
+async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, RemoteError>>) -> Result<T, RemoteError> {
     tokio::time::timeout(patience, work).await.unwrap_or_else(|_| {
         let text = format!("no answer within {} s, it may come about yet", patience.as_secs_f32().ceil());
         Err(RemoteError::Unreachable(text))

@@ -16,6 +16,7 @@ mod docs;
 mod drain;
 mod endurance;
 mod fallback;
+mod fleet;
 mod forwarding;
 mod health;
 mod kit;
@@ -30,6 +31,8 @@ mod proxy_protocol;
 mod reload;
 mod routing;
 mod secrets;
+#[cfg(feature = "kubernetes")]
+mod sharing;
 mod state;
 mod support;
 mod tls;

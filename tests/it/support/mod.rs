@@ -9,6 +9,8 @@ pub mod certs;
 pub mod cli;
 pub mod client;
 pub mod dns;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod origin;
 pub mod peers;
 pub mod reach;
