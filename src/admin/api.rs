@@ -275,6 +275,7 @@ fn explain(error: &ChangeError) -> Response<Body> {
         ChangeError::Refused(Refusal::Policy(_)) => {
             answer::json(StatusCode::CONFLICT, &json!({"error": text, "policy": true}))
         }
+        ChangeError::Refused(Refusal::Overtaken(_)) => answer::error(StatusCode::CONFLICT, &text),
         ChangeError::Unstored(_) => answer::error(StatusCode::SERVICE_UNAVAILABLE, &text),
     }
 }

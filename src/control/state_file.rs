@@ -31,6 +31,16 @@ impl StateFile {
         Self { path: directory.join("state.yaml"), writing: Arc::default() }
     }
 
+    /// Beside a copy that holds more than what replicas share: what they share as far as it was known then.
+    pub(super) fn base(&self) -> Self {
+        Self { path: self.path.with_file_name("state-shared.yaml"), writing: Arc::default() }
+    }
+
+    /// Nothing is stored from now on. What cannot be removed is read again at the next start, as before.
+    pub(super) fn remove(&self) {
+        let _ = fs::remove_file(&self.path);
+    }
+
     /// What is stored; `None` when nothing is.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ mod endurance;
 mod exchanges;
 mod fallback;
 mod floods;
+mod fleet;
 mod forwarding;
 mod fuzz;
 mod heads;
@@ -40,6 +41,8 @@ mod routing;
 mod secrets;
 mod sslyze;
 mod smuggling;
+#[cfg(feature = "kubernetes")]
+mod sharing;
 mod state;
 mod support;
 mod tls;

@@ -10,6 +10,8 @@ pub mod cli;
 pub mod client;
 pub mod dns;
 pub mod grpc;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod origin;
 pub mod peers;
 
