@@ -4,8 +4,10 @@
 pub mod change;
 pub mod check;
 pub mod client;
+pub mod completion;
 pub mod confirm;
 pub mod demo;
+pub mod doctor;
 pub mod explain;
 pub mod freeze;
 pub mod health;
@@ -16,6 +18,8 @@ pub mod safe_mode;
 pub mod status;
 pub mod table;
 pub mod update;
+pub mod verify;
+pub mod watch;
 pub mod words;
 
 mod toy_clusters;
@@ -43,8 +47,8 @@ Environment:
   MIGRATION_PROXY_ADMIN    the URL of --admin       (else http://127.0.0.1:8080)
   NO_COLOR                 no colour on a terminal either
 
-Exit: 0 done, 1 failed, 2 usage, 3 configuration invalid, 4 degraded, 6 refused by policy,
-      7 admin port unreachable, 8 timed out";
+Exit: 0 done, 1 failed, 2 usage, 3 configuration invalid, 4 degraded, 5 differences found,
+      6 refused by policy, 7 admin port unreachable, 8 timed out";
 
 /// Moves the traffic of fixed host names from an old Kubernetes cluster to a new one, step by step and back.
 #[derive(Parser, Debug)]
@@ -86,8 +90,14 @@ enum Verb {
     SafeMode(safe_mode::Arguments),
     /// Forbid increases, or allow them again
     Freeze(freeze::Arguments),
+    /// What keeps a service from working on new, each with its fix
+    Doctor(doctor::Arguments),
+    /// The same request to old and new, differences shown
+    Verify(verify::Arguments),
     /// Whether a replica serves, for HEALTHCHECK and probes
     Health(health::Arguments),
+    /// What bash, zsh and fish complete
+    Completion(completion::Arguments),
     /// Two toy clusters and a proxy between them, offline
     Demo(demo::Arguments),
 }
@@ -138,7 +148,10 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Rollback(arguments) => rollback::run(&arguments),
         Verb::SafeMode(arguments) => safe_mode::run(&arguments),
         Verb::Freeze(arguments) => freeze::run(&arguments),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
+        Verb::Verify(arguments) => verify::run(&arguments),
         Verb::Health(arguments) => health::run(arguments),
+        Verb::Completion(arguments) => completion::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
     }
 }

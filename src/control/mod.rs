@@ -2,6 +2,7 @@
 //! All of it runs on the control runtime, where it may be slow, may allocate and may fail.
 
 pub mod candidate;
+pub mod examine;
 pub mod expiry;
 pub mod keeper;
 pub mod last_good;
