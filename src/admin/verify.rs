@@ -39,10 +39,10 @@ pub(super) async fn answer(state: &AdminState, name: &str, question: Question) -
 impl Question {
     fn inquiry(self) -> Result<Inquiry, String> {
         let path = self.path.unwrap_or_else(|| "/".to_owned());
-        let target: PathAndQuery = path.parse().map_err(|_| "path: this is no path".to_owned())?;
-        if !target.path().starts_with('/') {
+        if !path.starts_with('/') {
             return Err("path: it begins with a slash".to_owned());
         }
+        let target: PathAndQuery = path.parse().map_err(|_| "path: this is no path".to_owned())?;
         let method = self.method.map(|method| config::method(&method)).transpose()?.unwrap_or(Method::GET);
         if matches!(method, Method::CONNECT | Method::TRACE) {
             return Err(format!("method: {method} is not served"));

@@ -34,19 +34,12 @@ use output::{Exit, Failure};
 
 const AFTER_HELP: &str = "\
 Examples:
-  migration-proxy demo                              see it work in ten seconds, offline
-  migration-proxy check migration.yaml              every mistake with its line
-  migration-proxy run -c migration.yaml             serve; the file is read again when it changes
-  kubectl port-forward deployment/migration-proxy 8080:8080        then, from anywhere:
-  migration-proxy status                            is it safe, how much is on new, is new worse
-  migration-proxy status --strict --json            for scripts: exit 4 when something is degraded
-  migration-proxy explain --host a.old.example --header 'X-User-Id: 4711'
+  migration-proxy demo                           see it work in ten seconds, offline
+  migration-proxy run -c migration.yaml          serve; the file is read again when it changes
+  migration-proxy status --strict --json         for scripts: exit 4 when something is degraded
+From elsewhere: kubectl port-forward deployment/migration-proxy 8080:8080
 
-Environment:
-  MIGRATION_PROXY_CONFIG   the file of run          (else /etc/migration-proxy/migration.yaml)
-  MIGRATION_PROXY_ADMIN    the URL of --admin       (else http://127.0.0.1:8080)
-  NO_COLOR                 no colour on a terminal either
-
+Environment: MIGRATION_PROXY_CONFIG (file of run), MIGRATION_PROXY_ADMIN (URL of --admin), NO_COLOR
 Exit: 0 done, 1 failed, 2 usage, 3 configuration invalid, 4 degraded, 5 differences found,
       6 refused by policy, 7 admin port unreachable, 8 timed out";
 
