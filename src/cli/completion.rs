@@ -42,6 +42,8 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     command.build();
     let mut script = Vec::new();
     shell.generate(&command, &mut script);
-    output::print(&String::from_utf8_lossy(&script))?;
+    let script = String::from_utf8_lossy(&script);
+    // The generator for bash calls a program with a hyphen by two names, and finds no options under the second.
+    output::print(&script.replace("migration__subcmd__proxy", "migration__proxy"))?;
     Ok(Exit::Done)
 }

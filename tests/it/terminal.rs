@@ -96,6 +96,7 @@ fn bash_completes_verbs_and_options() {
     }
     assert_eq!(complete(&["status", "--wa"]), ["--watch"]);
     assert_eq!(complete(&["completion", "f"]), ["fish"]);
+    assert_eq!(complete(&["safe-mode", "--re"]), ["--reason"]);
     let options = complete(&["verify", "--"]);
     assert!(options.contains(&"--method".to_owned()) && options.contains(&"--token-file".to_owned()), "{options:?}");
 }
