@@ -68,6 +68,9 @@
 //!   serves, and where there is none the process ends.
 //! - **A command**: the API hands a [`Change`] to the [`Keeper`], which applies it to the [`State`], stores that, and brings
 //!   the [`Snapshot`] in line with it. A reload goes the same way: what the file changes clears what a command set.
+//! - **An examination**: `doctor` walks the way of a request in single steps, [`upstream::examine`] up to TLS and
+//!   [`proxy::examine`] from there, [`control::examine`] looks at the process, and each step leaves a [`Finding`]. `verify` sends
+//!   one [`Inquiry`] to both clusters and [`compare`]s. Neither touches pool, breaker or meters.
 //! - **Stop**: [`App::shutdown`]: not ready, still accepting for `drain.delay`, then open work may finish within
 //!   `drain.grace`, then the admin port, the threads and the last log lines.
 //!
@@ -113,7 +116,9 @@
 //! [`Direct`]: upstream::direct::Direct
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
+//! [`Finding`]: upstream::finding::Finding
 //! [`Health`]: upstream::health::Health
+//! [`Inquiry`]: proxy::inquiry::Inquiry
 //! [`Keeper`]: control::keeper::Keeper
 //! [`Lease::send`]: upstream::pool::Lease::send
 //! [`Listener::accept`]: net::listener::Listener::accept
@@ -138,6 +143,7 @@
 //! [`Weight::set`]: routing::weight::Weight::set
 //! [`Worker`]: server::worker::Worker
 //! [`client_hello`]: net::client_hello
+//! [`compare`]: proxy::compare::compare
 //! [`decide`]: routing::decide::decide
 //! [`forward`]: proxy::forward::forward
 //! [`labels`]: telemetry::labels

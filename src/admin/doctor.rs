@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::control::examine::{self, Process};
 use crate::proxy;
 use crate::routing::service::Service;
+use crate::telemetry::process::CertificateExpiry;
 use crate::upstream::finding::Finding;
 
 /// Services that are examined at the same time.
@@ -66,7 +67,8 @@ pub(super) async fn answer(state: &AdminState, question: Question) -> Result<Res
         findings.extend(process(state, &snapshot.config));
         findings.extend(state.keeper.examine().await);
     }
-    findings.extend(services(&chosen, &snapshot.config, |_| {}).await);
+    let certificates = state.status.configuration().certificates;
+    findings.extend(services(&chosen, &snapshot.config, &certificates, |_| {}).await);
     Ok(answer::json(StatusCode::OK, &json!({"checks": findings})))
 }
 
@@ -87,7 +89,12 @@ fn process(state: &AdminState, config: &Config) -> Vec<Finding> {
 }
 
 /// Examines services, a few at the same time; tells each that is done. The findings come in the order of the services.
-pub async fn services(services: &[Arc<Service>], config: &Config, done: impl Fn(&str)) -> Vec<Finding> {
+pub async fn services(
+    services: &[Arc<Service>],
+    config: &Config,
+    certificates: &[CertificateExpiry],
+    done: impl Fn(&str),
+) -> Vec<Finding> {
     let listen = Arc::new(config.listen.clone());
     let mut waiting = services.iter().enumerate();
     let mut running = JoinSet::new();
@@ -103,8 +110,11 @@ pub async fn services(services: &[Arc<Service>], config: &Config, done: impl Fn(
         match running.join_next().await {
             None => return found.into_iter().flatten().collect(),
             Some(Ok((index, findings))) => {
-                done(services[index].name());
+                let name = services[index].name();
+                done(name);
+                let expiry = examine::expiry(certificates, Some(name));
                 found[index] = findings;
+                found[index].extend(expiry.into_iter().map(|finding| finding.of_service(name)));
             }
             // A task that panicked has said so itself.
             Some(Err(_)) => {}

@@ -114,8 +114,12 @@ fn live(client: &Client, service: Option<&str>) -> Result<Vec<Finding>, Failure>
             });
         }
     });
-    for answer in answers.into_inner().unwrap_or_else(PoisonError::into_inner).into_values() {
-        findings.extend(answer?);
+    for (index, answer) in answers.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        // One that does not come does not take the others with it.
+        findings.extend(answer.unwrap_or_else(|failure| {
+            let fix = format!("try it alone: migration-proxy doctor {}", names[index]);
+            vec![Finding::fail("doctor", failure.message, fix).of_service(names[index])]
+        }));
     }
     Ok(findings)
 }
@@ -150,11 +154,11 @@ fn offline(file: &Path, service: Option<&str>) -> Result<Vec<Finding>, Failure> 
     let compiled = candidate.compile(None, &Means { environment: &environment, resolver: &resolver, workers: 1 });
     let compiled = compiled.map_err(refused)?;
     let snapshot = &compiled.snapshot;
+    let certificates = expiry::of(&compiled.certificates, snapshot);
     let mut findings = Vec::new();
     let chosen = match service {
         Some(name) => vec![snapshot.service(name).ok_or_else(|| unknown(config, name))?.clone()],
         None => {
-            let certificates = expiry::of(&compiled.certificates, snapshot);
             let process =
                 Process { file, config, last_error: None, certificates: &certificates, forwarders: Vec::new() };
             findings.extend(examine::process(&process));
@@ -165,7 +169,7 @@ fn offline(file: &Path, service: Option<&str>) -> Result<Vec<Finding>, Failure> 
     };
     let done = AtomicUsize::new(0);
     let tell = |name: &str| progress(done.fetch_add(1, Ordering::Relaxed) + 1, chosen.len(), name);
-    findings.extend(runtime.block_on(doctor::services(&chosen, config, tell)));
+    findings.extend(runtime.block_on(doctor::services(&chosen, config, &certificates, tell)));
     // A look-up that nobody waits for any more keeps us no longer.
     runtime.shutdown_background();
     Ok(findings)

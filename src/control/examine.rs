@@ -38,7 +38,7 @@ pub struct Process<'a> {
 pub fn process(process: &Process<'_>) -> Vec<Finding> {
     let mut findings = vec![file(process)];
     findings.extend(tokens(process.config));
-    findings.extend(expiries(process.certificates, Timestamp::now().as_second()));
+    findings.extend(expiry(process.certificates, None));
     findings.push(forwarders(process));
     findings
 }
@@ -67,9 +67,14 @@ fn tokens(config: &Config) -> Option<Finding> {
     })
 }
 
+/// When the certificates end that this service uses, or the listeners.
+pub fn expiry(certificates: &[CertificateExpiry], service: Option<&str>) -> Vec<Finding> {
+    let of_service = certificates.iter().filter(|certificate| certificate.service.as_deref() == service);
+    expiries(of_service.collect(), Timestamp::now().as_second())
+}
+
 /// One line for each file that ends soon, one for all others.
-fn expiries(certificates: &[CertificateExpiry], now: i64) -> Vec<Finding> {
-    let mut all: Vec<_> = certificates.iter().collect();
+fn expiries(mut all: Vec<&CertificateExpiry>, now: i64) -> Vec<Finding> {
     all.sort_by_key(|certificate| (&certificate.file, certificate.not_after));
     all.dedup_by_key(|certificate| &certificate.file);
     let (soon, later): (Vec<_>, Vec<_>) = all.into_iter().partition(|certificate| certificate.not_after - now < SOON);
@@ -135,7 +140,7 @@ mod tests {
             certificate("e", -1, authority),
         ];
 
-        let findings = expiries(&all, 1_000_000);
+        let findings = expiries(all.iter().collect(), 1_000_000);
 
         let levels: Vec<_> = findings.iter().map(|finding| finding.level).collect();
         assert_eq!(levels, [Level::Warn, Level::Fail, Level::Warn, Level::Ok], "{findings:?}");

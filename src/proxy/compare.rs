@@ -108,7 +108,10 @@ fn headers(old: &HeaderMap, new: &HeaderMap, new_host: &str, id: &HeaderName, fo
         if normal(&name, &before) == normal(&name, &after) && !names_new {
             continue;
         }
-        let text = |values: &[String]| (!values.is_empty()).then(|| values.join(", "));
+        // What a cookie holds is nobody's business.
+        let shown = |value: &String| if name == SET_COOKIE { cookie_without_value(value) } else { value.clone() };
+        let text =
+            |values: &[String]| (!values.is_empty()).then(|| values.iter().map(shown).collect::<Vec<_>>().join(", "));
         let difference = Difference::new("header", name.as_str(), text(&before), text(&after));
         found.push(difference.marked(is_soft(&name) && !names_new));
     }
@@ -141,7 +144,7 @@ fn cookie_without_value(cookie: &str) -> String {
             _ => attribute.to_ascii_lowercase(),
         })
         .collect();
-    format!("{name}; {}", attributes.into_iter().collect::<Vec<_>>().join("; "))
+    std::iter::once(format!("{name}=\u{2026}")).chain(attributes).collect::<Vec<_>>().join("; ")
 }
 
 fn contains(text: &[u8], host: &str) -> bool {
@@ -368,6 +371,13 @@ mod tests {
             let expected: Vec<_> = expected.map(|mark| place("header", name, mark)).into_iter().collect();
             assert_eq!(field(name, old, new), expected, "{name}: {old} and {new}");
         }
+    }
+
+    #[test]
+    fn cookies_are_shown_without_their_value() {
+        let (old, new) = (answer(200, &[]), answer(200, &[("set-cookie", "s=s3cret; Path=/")]));
+        let found = differences((&old, ""), (&new, ""));
+        assert_eq!(found[0].new.as_deref(), Some("s=\u{2026}; path=/"));
     }
 
     #[test]

@@ -287,22 +287,26 @@ async fn handshake(
     };
     let leaf = session.peer_certificates().and_then(|chain| chain.first()).and_then(Facts::of);
     let sni = name.to_str();
-    road.findings.push(certificate(&format!("{version}, {sni}"), leaf.as_ref(), Timestamp::now().as_second()));
+    let session = format!("{version}, {sni}");
+    road.findings.push(match &leaf {
+        None => Finding::ok("tls", session),
+        Some(Facts { names, issuer, not_after, .. }) => {
+            let said = format!("{session}: certificate for {}, signed by {issuer}", short(names));
+            certificate(&said, *not_after - Timestamp::now().as_second())
+        }
+    });
     let refused = apart::part(&mut tls).await.err();
     road.findings.extend(identification(side, was_asked(), has_certificate, refused.as_ref()));
     refused.is_none()
 }
 
-/// What the server's certificate says.
-fn certificate(session: &str, leaf: Option<&Facts>, now: i64) -> Finding {
-    let Some(Facts { names, not_after, issuer, .. }) = leaf else { return Finding::ok("tls", session) };
-    let found = |end: &str| format!("{session}: certificate for {}, signed by {issuer}, {end}", short(names));
-    match not_after - now {
-        left if left < 0 => Finding::warn("tls", found("has ended"), "renew the certificate of the gateway"),
-        left if left < SOON => {
-            Finding::warn("tls", found(&format!("ends in {} days", left / DAY)), "renew the certificate of the gateway")
-        }
-        left => Finding::ok("tls", found(&format!("ends in {} days", left / DAY))),
+/// What the server's certificate says, and the seconds that it is still good for.
+fn certificate(said: &str, left: i64) -> Finding {
+    const RENEW: &str = "renew the certificate of the gateway";
+    match left {
+        ..0 => Finding::warn("tls", format!("{said}, has ended"), RENEW),
+        0..SOON => Finding::warn("tls", format!("{said}, ends in {} days", left / DAY), RENEW),
+        _ => Finding::ok("tls", format!("{said}, ends in {} days", left / DAY)),
     }
 }
 
@@ -373,27 +377,34 @@ fn tls_fix(error: &io::Error, side: &str, was_asked: bool, has_certificate: bool
 }
 
 fn certificate_fix(fault: &CertificateError, text: &str, side: &str) -> String {
+    // Most reasons are ours, in words that begin with what is wrong.
+    let is = |word: &str| text.starts_with(word);
     match fault {
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "renew the certificate of the gateway; if it is good, correct the clock of this machine".to_owned()
-        }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "correct the clock of this machine, or wait until the certificate begins".to_owned()
-        }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            format!("set {side}.sni to a name in the certificate, or ask for a certificate that has it")
-        }
-        CertificateError::UnknownIssuer => issuer_fix(side),
-        // A reason of ours, in words.
-        _ if text.contains("issuer") || text.contains("signed by") => issuer_fix(side),
-        _ if text.contains("name") => {
-            format!("set {side}.sni to a name in the certificate, or ask for a certificate that has it")
-        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => renew(),
+        _ if is("expired") => renew(),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => set_the_clock(),
+        _ if is("not valid yet") => set_the_clock(),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => name_it(side),
+        _ if is("wrong name") => name_it(side),
+        CertificateError::UnknownIssuer => trust_it(side),
+        _ if is("unknown issuer") => trust_it(side),
         _ => "ask whoever runs the gateway for another certificate".to_owned(),
     }
 }
 
-fn issuer_fix(side: &str) -> String {
+fn renew() -> String {
+    "renew the certificate of the gateway; if it is good, correct the clock of this machine".to_owned()
+}
+
+fn set_the_clock() -> String {
+    "correct the clock of this machine, or wait until the certificate begins".to_owned()
+}
+
+fn name_it(side: &str) -> String {
+    format!("set {side}.sni to a name in the certificate, or ask for a certificate that has it")
+}
+
+fn trust_it(side: &str) -> String {
     format!(
         "set {side}.ca_file to a file with the certificate of that authority, or have the gateway send its intermediate \
          certificates too"
@@ -405,10 +416,6 @@ mod tests {
     use super::*;
     use crate::upstream::finding::Level;
 
-    fn facts(not_after: i64) -> Facts {
-        Facts { names: Names::default(), not_after, subject: "CN=a".to_owned(), issuer: "CN=authority".to_owned() }
-    }
-
     #[test]
     fn certificates_that_end_soon_are_told_before_they_do() {
         for (left, level, words) in [
@@ -416,7 +423,7 @@ mod tests {
             (SOON - 1, Level::Warn, "ends in 13 days"),
             (-1, Level::Warn, "has ended"),
         ] {
-            let finding = certificate("TLS 1.3, a", Some(&facts(1_000_000 + left)), 1_000_000);
+            let finding = certificate("TLS 1.3, a", left);
             assert!(finding.level == level && finding.found.ends_with(words), "{finding:?}");
             assert_eq!(finding.fix.is_some(), level != Level::Ok);
         }

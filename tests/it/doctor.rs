@@ -153,13 +153,16 @@ fn names_are_looked_up_and_lead_not_back() {
     dns.on("new.cluster.test", at(Ipv4Addr::LOCALHOST.into()));
     dns.on("a.old.test", at(Ipv4Addr::new(127, 0, 0, 9).into()));
     dns.on("b.old.test", at(Ipv4Addr::LOCALHOST.into()));
+    dns.on("api.team.svc.cluster.test", at(Ipv4Addr::LOCALHOST.into()));
+    dns.resolv_conf(&format!("search svc.cluster.test\nnameserver {}\noptions ndots:5\n", dns.ip()));
     let new_port = clusters.new.port();
     let backend = |name: &str, backend: &str| clusters.service(name).new_backend(format!("{backend}:{new_port}"));
     let proxy = Proxy::start(
         &Setup::new([
             backend("a", "new.cluster.test"),
             backend("b", "new.cluster.test"),
-            backend("c", "nobody.cluster.test"),
+            backend("c", "nobody.some.cluster.test"),
+            backend("e", "api.team"),
             clusters.service("d").new_backend(format!("127.0.0.1:{old_port}")).new_options(&["protocol: http"]),
         ])
         .names_from(dns.sources()),
@@ -172,6 +175,8 @@ fn names_are_looked_up_and_lead_not_back() {
     let found = checks(&proxy, "c");
     assert_check(&found, "new", "dns", ("fail", "no such name", "correct new_backend"));
     assert!(!found.iter().any(|check| check["cluster"] == "new" && check["name"] == "tcp"));
+    let longer = "write api.team.svc.cluster.test in new_backend";
+    assert_check(&checks(&proxy, "e"), "new", "dns", ("warn", "only as api.team.svc.cluster.test", longer));
     assert_check(&checks(&proxy, "d"), "new", "loop", ("warn", "are both 127.0.0.1", "set new_backend"));
 }
 
@@ -187,6 +192,7 @@ fn a_new_backend_that_is_the_proxy_itself_is_found() {
 
     let text = finished.expect(4);
     assert!(text.contains("fail  new loop") && text.contains("is this proxy itself"), "{text}");
+    assert!(text.contains("a request to new_backend came back"), "what answers knows the id: {text}");
 }
 
 #[test]
@@ -247,6 +253,26 @@ fn answers_of_new_are_judged_beside_those_of_old() {
 }
 
 #[test]
+fn only_what_the_mode_uses_is_asked() {
+    let clusters = Clusters::new();
+    let services =
+        [clusters.service("relayed").with("mode: passthrough"), clusters.service("sent").with("mode: redirect")];
+    let identity = clusters.authority.server(&["*.old.test"]);
+    let proxy = Proxy::start(&Setup::new(services).https(&identity));
+    let names = |service: &str| -> Vec<String> {
+        let text = |check: &Value, key: &str| check[key].as_str().unwrap_or_default().to_owned();
+        let found = checks(&proxy, service).into_iter().filter(|check| check["cluster"].is_string());
+        found.map(|check| format!("{} {}", text(&check, "cluster"), text(&check, "name"))).collect()
+    };
+
+    assert_eq!(names("relayed"), ["old tcp", "new tcp"]);
+    assert_eq!(names("sent"), ["old tcp", "new tcp", "new tls", "old http"]);
+    assert_eq!(clusters.new.requests(), 0);
+    let body = post(&proxy, "/api/v1/services/relayed/verify", &[("Content-Type", "application/json")], "{}");
+    assert_eq!(body.status, 422);
+}
+
+#[test]
 fn the_process_is_looked_at_too() {
     let clusters = Clusters::new();
     let proxy = Proxy::start(&Setup::new([clusters.service("a")]));
@@ -257,7 +283,9 @@ fn the_process_is_looked_at_too() {
         let of_process = all.iter().filter(|check| check["service"].is_null());
         of_process.map(|check| check["name"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(names(&quiet), ["config", "expiry", "proxies", "state"]);
+    assert_eq!(names(&quiet), ["config", "proxies", "state"]);
+    let of_service = quiet.json()["checks"].as_array().unwrap().iter().any(|check| check["name"] == "expiry");
+    assert!(of_service, "the file of the authority has an end: {quiet:?}");
 
     proxy.get_with("a.old.test", "/", &[("X-Forwarded-For", "203.0.113.7")]);
     let (seen, text) = (doctor(&proxy, &["--json"]), doctor(&proxy, &[]));

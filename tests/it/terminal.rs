@@ -32,6 +32,18 @@ fn status_is_shown_again_and_says_when_the_proxy_has_gone() {
 }
 
 #[test]
+fn programs_get_one_line_for_each_look() {
+    let clusters = Clusters::new();
+    let server = Server::start(&Setup::new([clusters.service("a")]));
+    let watching = Background::start(&["status", "a", "--watch", "--json", "--admin", &server.admin_url()]);
+    crate::support::eventually(LOOKS, "two looks", || watching.text().matches('\n').count() >= 2);
+    for line in watching.text().lines().take(2) {
+        let service: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(service["name"], "a");
+    }
+}
+
+#[test]
 fn on_a_terminal_it_is_drawn_over_what_stood_there() {
     if !available(&["script"]) {
         return;
