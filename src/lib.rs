@@ -71,6 +71,9 @@
 //! - **Several replicas**: the [`Keeper`] stores through a [`Remote`], the `StateMap` of `control::kubernetes`, which refuses
 //!   what was made of an older revision and tells what others store; [`merge`] joins what two replicas changed apart. The
 //!   [`Watcher`] reads the `/status` of the others into the [`Fleet`], which only reports.
+//! - **An examination**: `doctor` walks the way of a request in single steps, [`upstream::examine`] up to TLS and
+//!   [`proxy::examine`] from there, [`control::examine`] looks at the process, and each step leaves a [`Finding`]. `verify` sends
+//!   one [`Inquiry`] to both clusters and [`compare`]s. Neither touches pool, breaker or meters.
 //! - **Stop**: [`App::shutdown`]: not ready, still accepting for `drain.delay`, then open work may finish within
 //!   `drain.grace`, then the admin port, the threads and the last log lines.
 //!
@@ -122,7 +125,9 @@
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
 //! [`Fleet`]: control::fleet::Fleet
+//! [`Finding`]: upstream::finding::Finding
 //! [`Health`]: upstream::health::Health
+//! [`Inquiry`]: proxy::inquiry::Inquiry
 //! [`Keeper`]: control::keeper::Keeper
 //! [`Lease::send`]: upstream::pool::Lease::send
 //! [`Listener::accept`]: net::listener::Listener::accept
@@ -149,6 +154,7 @@
 //! [`Weight::set`]: routing::weight::Weight::set
 //! [`Worker`]: server::worker::Worker
 //! [`client_hello`]: net::client_hello
+//! [`compare`]: proxy::compare::compare
 //! [`decide`]: routing::decide::decide
 //! [`forward`]: proxy::forward::forward
 //! [`labels`]: telemetry::labels
