@@ -21,7 +21,8 @@ use super::finding::Finding;
 use super::pool::Pool;
 use crate::config::Cluster;
 use crate::tls::certificates::{Facts, Names};
-use crate::tls::client::{Identity, reason};
+use crate::tls::client::Identity;
+use crate::tls::verify::reason;
 
 /// Certificates that end sooner than this are worth a word.
 const SOON: i64 = 14 * DAY;
