@@ -193,3 +193,36 @@ impl Service<Request<Body>> for ApiServer {
         Box::pin(self.clone().send(request))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_known_by_its_environment_and_its_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().display().to_string();
+        let server = |variables: &[(&str, &str)]| {
+            let own = |text: &&str| (*text).to_owned();
+            ApiServer::of_this_pod(&variables.iter().map(|(name, value)| (own(name), own(value))).collect())
+        };
+        let at = |host: &'static str, port: &'static str| {
+            server(&[("KUBERNETES_SERVICE_HOST", host), ("KUBERNETES_SERVICE_PORT", port), (DIRECTORY, &path)])
+        };
+        let error = |server: Result<ApiServer, String>| server.err().unwrap();
+
+        assert!(error(server(&[])).contains("KUBERNETES_SERVICE_HOST"));
+        assert!(error(at("10.0.0.1", "443")).contains("no service account token"));
+        std::fs::write(directory.path().join("token"), "x").unwrap();
+        assert!(error(at("10.0.0.1", "many")).contains("KUBERNETES_SERVICE_PORT"));
+        assert!(error(at("a b", "443")).contains("KUBERNETES_SERVICE_HOST"));
+        for (host, expected) in [("10.0.0.1", "10.0.0.1:6443"), ("fd00::1", "[fd00::1]:6443"), ("api.x", "api.x:6443")]
+        {
+            assert_eq!(at(host, "6443").unwrap().authority.as_str(), expected);
+        }
+        let server = at("10.0.0.1", "443").unwrap();
+        assert!(server.namespace().unwrap_err().contains("namespace"));
+        std::fs::write(directory.path().join("namespace"), " team\n").unwrap();
+        assert_eq!(server.namespace().unwrap(), "team");
+    }
+}

@@ -229,6 +229,12 @@ impl Fleet {
         unresolved.into_iter().chain(others.filter_map(|(address, peer)| peer.trouble(*address, own, now))).collect()
     }
 
+    /// Nobody is asked.
+    pub fn is_empty(&self) -> bool {
+        let inner = self.lock();
+        inner.peers.is_empty() && inner.unresolved.is_none()
+    }
+
     fn forget_all(&self) {
         *self.lock() = Inner::default();
     }

@@ -89,6 +89,8 @@ impl StateMap {
                     self.poll(keeper).await;
                     LONGEST_ANSWERED
                 }
+                // Another replica has just made the ConfigMap that was missing.
+                Err(RemoteError::Conflict) => LONGEST_ANSWERED,
                 Err(error) => {
                     keeper.lose(&error);
                     LONGEST

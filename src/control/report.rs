@@ -8,7 +8,7 @@ use std::time::Instant;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::fleet::View;
+use super::fleet::{Fleet, View};
 use super::keeper::Keeper;
 use super::status::{Configuration, Status};
 use crate::config::{Mode, Protocol};
@@ -208,7 +208,7 @@ impl Reporter<'_> {
             safe_mode: snapshot.safe_mode.is_on(),
             untrusted_forwarders: self.untrusted_forwarders(&snapshot).collect(),
             services: snapshot.services.iter().map(|service| self.service(service, moment)).collect(),
-            replicas: self.status.fleet.replicas(&View::own(&snapshot, &configuration.hash)),
+            replicas: self.of_replicas(Fleet::replicas, &snapshot, &configuration),
             config: configuration.into(),
         }
     }
@@ -228,7 +228,7 @@ impl Reporter<'_> {
         });
         let ends = ending(configuration, moment.time);
         let troubles = self.status.troubles();
-        let replicas = self.status.fleet.troubles(&View::own(snapshot, &configuration.hash));
+        let replicas = self.of_replicas(Fleet::troubles, snapshot, configuration);
         rejected
             .chain(troubles)
             .chain(replicas)
@@ -237,6 +237,17 @@ impl Reporter<'_> {
             .chain(ends)
             .chain(forwarders)
             .collect()
+    }
+
+    /// What is told of the other replicas, where there are any to compare with.
+    fn of_replicas<T>(
+        &self,
+        tell: fn(&Fleet, &View) -> Vec<T>,
+        snapshot: &Snapshot,
+        configuration: &Configuration,
+    ) -> Vec<T> {
+        let fleet = &self.status.fleet;
+        if fleet.is_empty() { Vec::new() } else { tell(fleet, &View::own(snapshot, &configuration.hash)) }
     }
 
     fn untrusted_forwarders(&self, snapshot: &Snapshot) -> impl Iterator<Item = IpAddr> {

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::keeper::{AGAIN, Applied, ChangeError, EXPIRY, Inner, Keeper, Request, UNKNOWN, tell_expired};
 use super::merge::{self, Lost, Merged};
 use super::shared::{self, Content, Found, Learnt, PATIENCE, Remote, RemoteError, Shared};
-use super::state::{Change, Changed, Declared, Entry, Mark, Refusal};
+use super::state::{Change, Changed, Declared, Entry, Mark, Refusal, State};
 use super::status::Trouble;
 use crate::routing::snapshot;
 use crate::telemetry::audit::Actor;
@@ -109,6 +109,7 @@ impl Keeper {
             let Some((next, entries)) = outcome? else { return Ok(None) };
             let adds = entries.iter().any(Entry::adds_to_new);
             let patience = if adds { WHOLE } else { HURRY }.saturating_sub(start.elapsed());
+            let mut attempted = None;
             let error = match (lost, known) {
                 // Nobody has answered for a while: what takes traffic off new does not wait for that to be seen again.
                 (Some(lost), _) if !adds => RemoteError::Unreachable(lost),
@@ -122,6 +123,10 @@ impl Keeper {
                         self.in_force(&entries, request);
                         return Ok(Some(Applied { entries, unstored: None }));
                     }
+                    Err(error @ RemoteError::Unreachable(_)) => {
+                        attempted = Some(next);
+                        error
+                    }
                     Err(RemoteError::Conflict) => {
                         tokio::time::sleep(shared::pause(tries, SHORTEST, LONGEST)).await;
                         tries += 1;
@@ -134,11 +139,21 @@ impl Keeper {
                     Err(error) => error,
                 },
             };
+            if self.came_about(attempted.as_ref()) {
+                self.in_force(&entries, request);
+                return Ok(Some(Applied { entries, unstored: None }));
+            }
             if adds {
                 return Err(ChangeError::Unstored(error.to_string()));
             }
             return self.only_here(step, request, error.to_string());
         }
+    }
+
+    /// Whether a change whose answer was lost was made all the same, and has been heard of.
+    fn came_about(&self, attempted: Option<&State>) -> bool {
+        let inner = self.lock();
+        attempted.is_some_and(|attempted| inner.shared.as_ref().is_some_and(|shared| shared.base == *attempted))
     }
 
     /// Makes a change on this replica alone. It is stored when that is possible again.

@@ -296,7 +296,7 @@ impl Setup {
         for line in &self.log {
             writeln!(text, "  {line}").unwrap();
         }
-        writeln!(text, "reload: {{poll: 500ms, state_dir: {here}/state}}\nstate: {{{}}}", self.state).unwrap();
+        writeln!(text, "reload: {{poll: 500ms, state_dir: \"{here}/state\"}}\nstate: {{{}}}", self.state).unwrap();
         writeln!(text, "drain: {{{}}}", self.drain).unwrap();
         for line in &self.top {
             writeln!(text, "{line}").unwrap();
