@@ -1,7 +1,8 @@
 //! What shells complete: verbs, options and file names, generated from the parser itself.
 
 use clap::{Args, CommandFactory, ValueEnum};
-use clap_complete::{Generator, Shell};
+use clap_complete::Generator as _;
+use clap_complete::shells::{Bash, Fish, Zsh};
 
 use super::Cli;
 use super::output::{self, Exit, Failure};
@@ -32,16 +33,16 @@ enum Known {
 ///
 /// The result cannot be written.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let shell = match arguments.shell {
-        Known::Bash => Shell::Bash,
-        Known::Zsh => Shell::Zsh,
-        Known::Fish => Shell::Fish,
-    };
     let mut command = Cli::command();
     command.set_bin_name("migration-proxy");
     command.build();
     let mut script = Vec::new();
-    shell.generate(&command, &mut script);
+    // Named one by one: the enum of all of them would bring the others along.
+    match arguments.shell {
+        Known::Bash => Bash.generate(&command, &mut script),
+        Known::Zsh => Zsh.generate(&command, &mut script),
+        Known::Fish => Fish.generate(&command, &mut script),
+    }
     let script = String::from_utf8_lossy(&script);
     // The generator for bash calls a program with a hyphen by two names, and finds no options under the second.
     output::print(&script.replace("migration__subcmd__proxy", "migration__proxy"))?;

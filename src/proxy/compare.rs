@@ -104,7 +104,8 @@ fn headers(old: &HeaderMap, new: &HeaderMap, new_host: &str, id: &HeaderName, fo
     for name in names {
         let Ok(name) = name.parse::<HeaderName>() else { continue };
         let (before, after) = (values(old, &name), values(new, &name));
-        let names_new = contains(after.join(", ").as_bytes(), new_host);
+        let names = |values: &[String]| count(values.join(", ").as_bytes(), new_host) > 0;
+        let names_new = names(&after) && !names(&before);
         if normal(&name, &before) == normal(&name, &after) && !names_new {
             continue;
         }
@@ -147,23 +148,23 @@ fn cookie_without_value(cookie: &str) -> String {
     std::iter::once(format!("{name}=\u{2026}")).chain(attributes).collect::<Vec<_>>().join("; ")
 }
 
-fn contains(text: &[u8], host: &str) -> bool {
-    !host.is_empty() && memchr::memmem::find(&text.to_ascii_lowercase(), host.as_bytes()).is_some()
+/// How often a host is named.
+fn count(text: &[u8], host: &str) -> usize {
+    if host.is_empty() { 0 } else { memchr::memmem::find_iter(&text.to_ascii_lowercase(), host.as_bytes()).count() }
 }
 
 fn body(old: Side<'_>, new: Side<'_>, new_host: &str, old_host: &str, found: &mut Vec<Difference>) {
-    let times = memchr::memmem::find_iter(&new.body.to_ascii_lowercase(), new_host.as_bytes()).count();
-    if times > 0 && !new_host.is_empty() {
-        let count = |text: &[u8]| memchr::memmem::find_iter(&text.to_ascii_lowercase(), new_host.as_bytes()).count();
-        let (before, after) = (format!("{} times", count(old.body)), format!("{times} times"));
-        found.push(Difference::new("body", format!("names {new_host}"), Some(before), Some(after)));
+    let (before, after) = (count(old.body, new_host), count(new.body, new_host));
+    if after > before {
+        let times = |times: usize| Some(format!("{times} times"));
+        found.push(Difference::new("body", format!("names {new_host}"), times(before), times(after)));
     }
-    // One cause is told once: the rest is compared as if new named the old host.
-    let new_body = if times > 0 { replaced(new.body, new_host, old_host) } else { new.body.to_vec() };
-    if old.body == new_body {
+    // One cause is told once: the rest is compared as if both named the old host.
+    let (old_body, new_body) = (replaced(old.body, new_host, old_host), replaced(new.body, new_host, old_host));
+    if old_body == new_body {
         return;
     }
-    match (serde_json::from_slice::<Value>(old.body), serde_json::from_slice::<Value>(&new_body)) {
+    match (serde_json::from_slice::<Value>(&old_body), serde_json::from_slice::<Value>(&new_body)) {
         (Ok(before), Ok(after)) => {
             let mut differences = Vec::new();
             values_differ("$", "", &before, &after, &mut differences);
@@ -174,11 +175,14 @@ fn body(old: Side<'_>, new: Side<'_>, new_host: &str, old_host: &str, found: &mu
                 found.push(Difference::new("body", format!("and {more} more"), None, None));
             }
         }
-        _ => lines_differ(old.body, &new_body, found),
+        _ => lines_differ(&old_body, &new_body, found),
     }
 }
 
 fn replaced(body: &[u8], new_host: &str, old_host: &str) -> Vec<u8> {
+    if new_host.is_empty() {
+        return body.to_vec();
+    }
     let lower = body.to_ascii_lowercase();
     let (mut out, mut rest) = (Vec::with_capacity(body.len()), 0);
     for at in memchr::memmem::find_iter(&lower, new_host.as_bytes()) {
@@ -434,6 +438,7 @@ mod tests {
 
         assert_eq!(places(&found), [place("body", "names a.new.example", false)]);
         assert_eq!(found[0].new.as_deref(), Some("2 times"));
+        assert_eq!(differences((&ok, new), (&ok, new)), [], "old says the same");
     }
 
     #[test]

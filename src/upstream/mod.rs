@@ -1,6 +1,7 @@
 //! One cluster's backend of one service: where it is, its pooled connections, its breaker, its health, and how
 //! much waits for it.
 
+mod advice;
 pub mod apart;
 pub mod body;
 pub mod breaker;
