@@ -8,7 +8,7 @@ use rustls::{AlertDescription, CertificateError};
 
 use super::dns;
 use crate::config::Cluster;
-use crate::tls::client::reason;
+use crate::tls::verify::reason;
 
 /// A name without an address.
 pub(super) fn for_name(fault: &dns::Fault, host: &str, key: &str) -> String {
