@@ -408,18 +408,3 @@ fn tokens_rotate_and_gateways_speak_older_http() {
     server.restore_token();
     assert_eq!(update(&one, "a", &json!(60)).0, 200);
 }
-
-#[test]
-fn outside_of_a_cluster_a_shared_state_is_an_error_and_auto_is_the_file() {
-    let clusters = Clusters::new();
-    let setup = Setup::new([clusters.service("a").percentage(20)]);
-    let alone = Proxy::start(&setup.clone().state("backend: auto"));
-    assert_eq!(update(&alone, "a", &json!(50)).0, 200);
-    assert!(alone.directory.join("state/state.yaml").exists());
-
-    let told = Server::start_and_fail(&setup.state("backend: kubernetes"));
-    told.expect(3);
-    for part in ["state.backend: Kubernetes cannot keep the state", "KUBERNETES_SERVICE_HOST", "use auto or file"] {
-        assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
-    }
-}
