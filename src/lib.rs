@@ -150,7 +150,7 @@
 //! [`Tunnel`]: proxy::upgrade::Tunnel
 //! [`Upstream::admit`]: upstream::Upstream::admit
 //! [`Watch`]: control::watch::Watch
-//! [`Watcher`]: control::fleet::Watcher
+//! [`Watcher`]: control::peers::Watcher
 //! [`Weight::set`]: routing::weight::Weight::set
 //! [`Worker`]: server::worker::Worker
 //! [`client_hello`]: net::client_hello

@@ -16,6 +16,7 @@ pub mod listeners;
 pub mod merge;
 pub mod mounts;
 pub mod opening;
+pub mod peers;
 pub mod reload;
 pub mod report;
 pub mod restart;

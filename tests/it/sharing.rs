@@ -97,6 +97,7 @@ fn replicas_follow_each_other_within_a_second() {
         delays.push(start.elapsed());
     }
     delays.sort_unstable();
+    println!("followed after {delays:?}");
     assert!(delays[2] < Duration::from_secs(1), "{delays:?}");
 
     command(&one, &["safe-mode", "on"]).expect(0);
@@ -114,6 +115,7 @@ fn no_update_of_a_thousand_is_lost() {
     const EACH: usize = 125;
     let (clusters, server) = (Clusters::new(), ApiServer::with_map(MAP));
     let replicas = two(&server, &clusters);
+    let start = Instant::now();
 
     let statuses: Vec<u16> = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS * 2)
@@ -127,6 +129,7 @@ fn no_update_of_a_thousand_is_lost() {
         writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
     });
 
+    println!("1 000 updates in {:?} with {} conflicts", start.elapsed(), server.conflicts());
     // Where the machine stands still for seconds a change may be refused for want of time, and that is told.
     let made = statuses.iter().filter(|status| **status == 200).count();
     assert!(statuses.len() == 1_000 && made >= 990, "{made} were made: {statuses:?}");
@@ -407,19 +410,4 @@ fn tokens_rotate_and_gateways_speak_older_http() {
     assert_eq!(share(&one, "a"), 50.0);
     server.restore_token();
     assert_eq!(update(&one, "a", &json!(60)).0, 200);
-}
-
-#[test]
-fn outside_of_a_cluster_a_shared_state_is_an_error_and_auto_is_the_file() {
-    let clusters = Clusters::new();
-    let setup = Setup::new([clusters.service("a").percentage(20)]);
-    let alone = Proxy::start(&setup.clone().state("backend: auto"));
-    assert_eq!(update(&alone, "a", &json!(50)).0, 200);
-    assert!(alone.directory.join("state/state.yaml").exists());
-
-    let told = Server::start_and_fail(&setup.state("backend: kubernetes"));
-    told.expect(3);
-    for part in ["state.backend: Kubernetes cannot keep the state", "KUBERNETES_SERVICE_HOST", "use auto or file"] {
-        assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
-    }
 }
