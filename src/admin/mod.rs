@@ -7,6 +7,7 @@ mod api;
 mod auth;
 mod explain;
 mod query;
+mod recent;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -144,11 +145,19 @@ async fn route(state: &AdminState, peer: IpAddr, request: Request<Incoming>) -> 
         "/ready" => ready,
         "/metrics" => metrics,
         "/status" => |state, _| answer::json(StatusCode::OK, &state.reporter().report()),
-        "/api/v1/explain" => |state, request| explain::answer(&state.live, request.uri().query().unwrap_or_default()),
+        "/api/v1/explain" => |state, request| explain::answer(&state.live, query_of(request)),
+        "/api/v1/decisions" => {
+            |state, request| recent::decisions(&state.telemetry.recent, &state.live, query_of(request))
+        }
+        "/api/v1/callers" => |state, request| recent::callers(&state.live, query_of(request)),
         path if !reads && path.starts_with("/api/") => return api::answer(state, peer, request).await,
         _ => return answer::error(StatusCode::NOT_FOUND, "nothing here: see /status, /metrics, /health and /ready"),
     };
     if reads { handler(state, &request) } else { answer::not_allowed("GET, HEAD") }
+}
+
+fn query_of(request: &Request<Incoming>) -> &str {
+    request.uri().query().unwrap_or_default()
 }
 
 fn health(state: &AdminState, _: &Request<Incoming>) -> Response<Body> {

@@ -1,6 +1,7 @@
 //! The command line: one file for each verb. Results go to stdout, everything else to stderr, and every exit code means
 //! one thing ([`output::Exit`]).
 
+pub mod callers;
 pub mod change;
 pub mod check;
 pub mod client;
@@ -31,11 +32,9 @@ use output::{Exit, Failure};
 const AFTER_HELP: &str = "\
 Examples:
   migration-proxy demo                              see it work in ten seconds, offline
-  migration-proxy check migration.yaml              every mistake with its line
   migration-proxy run -c migration.yaml             serve; the file is read again when it changes
   kubectl port-forward deployment/migration-proxy 8080:8080        then, from anywhere:
   migration-proxy status                            is it safe, how much is on new, is new worse
-  migration-proxy status --strict --json            for scripts: exit 4 when something is degraded
   migration-proxy explain --host a.old.example --header 'X-User-Id: 4711'
 
 Environment:
@@ -86,6 +85,8 @@ enum Verb {
     SafeMode(safe_mode::Arguments),
     /// Forbid increases, or allow them again
     Freeze(freeze::Arguments),
+    /// Who still comes by the old names
+    Callers(callers::Arguments),
     /// Whether a replica serves, for HEALTHCHECK and probes
     Health(health::Arguments),
     /// Two toy clusters and a proxy between them, offline
@@ -138,6 +139,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Rollback(arguments) => rollback::run(&arguments),
         Verb::SafeMode(arguments) => safe_mode::run(&arguments),
         Verb::Freeze(arguments) => freeze::run(&arguments),
+        Verb::Callers(arguments) => callers::run(&arguments),
         Verb::Health(arguments) => health::run(arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
     }

@@ -18,6 +18,7 @@ use super::service::{Edge, Lasting, Service, wanted};
 use super::table::Table;
 use super::weight::Weight;
 use crate::config::{self, Authority, Cluster, ClusterOptions, Config, Environment, Mode, Percent, Protocol};
+use crate::telemetry::Callers;
 use crate::telemetry::metrics::ServiceMeters;
 use crate::tls;
 use crate::tls::client::{Fault, Identities, Identity};
@@ -363,5 +364,6 @@ fn lasting(service: &config::Service) -> Lasting {
         safe_mode: SafeMode::new(service.safe_mode),
         enabled: AtomicBool::new(service.migration.enabled),
         budget: Budget::new(Instant::now()),
+        callers: Callers::new(&service.name),
     }
 }
