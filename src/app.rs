@@ -21,6 +21,7 @@ use crate::control::keeper::Keeper;
 use crate::control::listeners::{self, Listeners, Socket};
 use crate::control::opening::{self, Opening};
 use crate::control::reload::{Parts, ReloadHandle, Reloader};
+use crate::control::rollback;
 use crate::control::state_file::StateFile;
 use crate::control::status::{self, Status};
 use crate::control::watch::Watch;
@@ -132,7 +133,7 @@ impl App {
         let wishes = heeds_signals.then(|| signals(&threads.control)).transpose().map_err(other("signals"))?;
         let opened =
             opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &names, &threads));
-        let Opening { first, compiled, watch, broken, before, last_good, damaged } =
+        let Opening { first, compiled, watch, broken, before, last_good, damaged, history } =
             opened.map_err(StartError::Config)?;
         let Prepared { compiled, resolver, workers, logs } = compiled;
         let config = first.config().clone();
@@ -144,6 +145,8 @@ impl App {
         let telemetry =
             Telemetry::new(&config.log, workers).map_err(|error| StartError::Config(first.unwritable(&error)))?;
         let telemetry = Arc::new(telemetry);
+        history.listen_to(&telemetry.audit);
+        let (rollbacks, earlier) = rollback::channel();
 
         let readiness = Readiness::default();
         let starting = readiness.expect("listeners");
@@ -177,6 +180,9 @@ impl App {
             readiness: readiness.clone(),
             suspicion,
             keeper: keeper.clone(),
+            history: history.clone(),
+            rollbacks,
+            environment: environment.clone(),
             keeps_alone: environment.contains_key("KUBERNETES_SERVICE_HOST") && !config.listen.admin.ip().is_loopback(),
             is_alive: Box::new(heartbeats.is_alive),
         };
@@ -203,6 +209,8 @@ impl App {
             status: status.clone(),
             keeper: keeper.clone(),
             last_good,
+            history,
+            wishes: earlier,
         };
         let reloader = Reloader::new(parts, first, broken.as_ref());
         let reload = reloader.handle();

@@ -19,7 +19,7 @@ use super::auth::{self, Refused};
 use super::{AdminState, query};
 use crate::config::{self, Percent};
 use crate::control::keeper::{Applied, ChangeError};
-use crate::control::state::{Change, Entry, Migration, Refusal, Said, Share};
+use crate::control::state::{Change, Migration, Refusal, Share};
 use crate::telemetry::audit::Actor;
 
 /// A larger body is no change.
@@ -252,19 +252,10 @@ fn report(state: &AdminState, change: &Change, applied: &Applied) -> Response<Bo
         }
     };
     if let Value::Object(fields) = &mut answer {
-        fields.insert("changes".to_owned(), applied.entries.iter().map(entry).collect());
+        fields.insert("changes".to_owned(), json!(applied.entries));
         fields.insert("unstored".to_owned(), json!(applied.unstored));
     }
     answer::json(StatusCode::OK, &answer)
-}
-
-fn entry(entry: &Entry) -> Value {
-    let said = |said: &Option<Said>| match said {
-        None => Value::Null,
-        Some(Said::Share(share)) => json!(share),
-        Some(Said::Text(text)) => json!(text),
-    };
-    json!({"kind": entry.kind.as_str(), "service": entry.service, "from": said(&entry.from), "to": said(&entry.to)})
 }
 
 fn explain(error: &ChangeError) -> Response<Body> {

@@ -26,8 +26,11 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Environment;
+use crate::control::history::History;
 use crate::control::keeper::Keeper;
 use crate::control::report::{self, Reporter};
+use crate::control::rollback::RollbackHandle;
 use crate::control::status::Status;
 use crate::net::listener::Listener;
 use crate::readiness::Readiness;
@@ -66,6 +69,12 @@ pub struct AdminState {
     pub suspicion: Arc<Suspicion>,
     /// What operators change.
     pub keeper: Arc<Keeper>,
+    /// What was served, and when.
+    pub history: Arc<History>,
+    /// Where earlier configurations are asked for.
+    pub rollbacks: RollbackHandle,
+    /// The environment that files are read with.
+    pub environment: Environment,
     /// Other replicas would not follow what is changed here.
     pub keeps_alone: bool,
     /// Whether every data worker still runs.
@@ -223,6 +232,9 @@ mod tests {
                 readiness: bench.readiness.clone(),
                 suspicion: bench.suspicion.clone(),
                 keeper: bench.keeper.clone(),
+                history: bench.history.clone(),
+                rollbacks: bench.rollbacks.clone(),
+                environment: Environment::new(),
                 keeps_alone: false,
                 is_alive: Box::new(move || heart.load(Ordering::Relaxed)),
             };

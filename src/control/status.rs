@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::candidate::Candidate;
+use super::history::Pinned;
 use crate::config::Environment;
 use crate::routing::live::Live;
 use crate::routing::service::Service;
@@ -43,6 +44,8 @@ pub enum Trouble {
     StateLost,
     /// The state could not be stored.
     StateUnstored,
+    /// The file dropped hosts that had traffic.
+    LostHosts,
 }
 
 /// The configuration that is served, and what became of the file since.
@@ -64,6 +67,8 @@ pub struct Configuration {
     pub warnings: Vec<String>,
     /// When the certificates in use end.
     pub certificates: Vec<CertificateExpiry>,
+    /// It serves instead of the file, until that changes.
+    pub pinned: Option<Pinned>,
 }
 
 impl Status {
@@ -78,6 +83,7 @@ impl Status {
             restart_needed: Vec::new(),
             warnings: mount.into_iter().chain(first.warning_lines()).collect(),
             certificates: Vec::new(),
+            pinned: None,
         };
         Arc::new(Self {
             replica: replica(environment),

@@ -5,6 +5,7 @@ pub mod access_line;
 pub mod access_log;
 pub mod audit;
 pub mod callers;
+pub mod difference;
 pub mod exposition;
 pub mod labels;
 pub mod logs;
