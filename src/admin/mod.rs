@@ -5,6 +5,7 @@
 mod answer;
 mod api;
 mod auth;
+mod configuration;
 mod explain;
 mod query;
 mod recent;
@@ -155,6 +156,7 @@ async fn route(state: &AdminState, peer: IpAddr, request: Request<Incoming>) -> 
         "/metrics" => metrics,
         "/status" => |state, _| answer::json(StatusCode::OK, &state.reporter().report()),
         "/api/v1/explain" => |state, request| explain::answer(&state.live, query_of(request)),
+        "/api/v1/history" => |state, request| configuration::history(&state.history, &state.live, query_of(request)),
         "/api/v1/decisions" => {
             |state, request| recent::decisions(&state.telemetry.recent, &state.live, query_of(request))
         }

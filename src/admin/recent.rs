@@ -122,18 +122,18 @@ impl Wanted {
 }
 
 /// Now, on both clocks.
-struct Moment {
+pub(super) struct Moment {
     time: Timestamp,
     instant: Instant,
 }
 
 impl Moment {
-    fn now() -> Self {
+    pub(super) fn now() -> Self {
         Self { time: Timestamp::now(), instant: Instant::now() }
     }
 
-    /// RFC 3339 with milliseconds.
-    fn time(&self, at: Instant) -> String {
+    /// When that was, as RFC 3339 writes it.
+    pub(super) fn time(&self, at: Instant) -> String {
         let age = SignedDuration::try_from(self.instant.saturating_duration_since(at)).unwrap_or_default();
         rfc3339_time(self.time.checked_sub(age).unwrap_or(self.time))
     }

@@ -1,6 +1,7 @@
 //! The command line: one file for each verb. Results go to stdout, everything else to stderr, and every exit code means
 //! one thing ([`output::Exit`]).
 
+pub mod against;
 pub mod callers;
 pub mod change;
 pub mod check;
@@ -10,6 +11,7 @@ pub mod demo;
 pub mod explain;
 pub mod freeze;
 pub mod health;
+pub mod history;
 pub mod output;
 pub mod rollback;
 pub mod run;
@@ -42,7 +44,7 @@ Environment:
   MIGRATION_PROXY_ADMIN    the URL of --admin       (else http://127.0.0.1:8080)
   NO_COLOR                 no colour on a terminal either
 
-Exit: 0 done, 1 failed, 2 usage, 3 configuration invalid, 4 degraded, 6 refused by policy,
+Exit: 0 done, 1 failed, 2 usage, 3 configuration invalid, 4 degraded, 5 different, 6 refused by policy,
       7 admin port unreachable, 8 timed out";
 
 /// Moves the traffic of fixed host names from an old Kubernetes cluster to a new one, step by step and back.
@@ -85,6 +87,8 @@ enum Verb {
     SafeMode(safe_mode::Arguments),
     /// Forbid increases, or allow them again
     Freeze(freeze::Arguments),
+    /// What changed, by whom and why, and the way back
+    History(history::Arguments),
     /// Who still comes by the old names
     Callers(callers::Arguments),
     /// Whether a replica serves, for HEALTHCHECK and probes
@@ -139,6 +143,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Rollback(arguments) => rollback::run(&arguments),
         Verb::SafeMode(arguments) => safe_mode::run(&arguments),
         Verb::Freeze(arguments) => freeze::run(&arguments),
+        Verb::History(arguments) => history::run(&arguments),
         Verb::Callers(arguments) => callers::run(&arguments),
         Verb::Health(arguments) => health::run(arguments),
         Verb::Demo(arguments) => demo::run(&arguments),

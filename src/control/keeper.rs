@@ -173,12 +173,12 @@ impl Keeper {
         (self.overrides(), cleared)
     }
 
-    /// What would be in force on top of a configuration, if it were served.
-    pub fn preview(&self, config: &Config) -> Overrides {
+    /// What would be in force on top of a configuration and what would be cleared, if it were served.
+    pub fn preview(&self, config: &Config) -> (Overrides, Vec<Entry>) {
         let mark = self.mark(&Actor::File, None);
         let inner = self.lock();
         let next = inner.state.follow(Some(&inner.declared), &Declared::of(config), &mark);
-        next.map_or_else(|| inner.state.overrides(), |(next, _)| next.overrides())
+        next.map_or_else(|| (inner.state.overrides(), Vec::new()), |(next, cleared)| (next.overrides(), cleared))
     }
 
     fn follow_from(&self, before: Option<&Declared>, config: &Config) -> Vec<Entry> {

@@ -11,6 +11,7 @@ pub mod listeners;
 pub mod lost_hosts;
 pub mod mounts;
 pub mod opening;
+pub mod preview;
 pub mod reload;
 pub mod report;
 pub mod restart;
