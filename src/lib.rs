@@ -18,7 +18,7 @@
 //! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, and `/api/v1`, where commands write |
 //! | [`cli`] | one file for each verb |
 //! | [`app`] | builds every part, owns the runtimes, ends them in order |
-//! | [`telemetry`] | metrics, access log, audit and control lines, and the closed sets of [`labels`] |
+//! | [`telemetry`] | metrics, access log, audit and control lines, the last decisions, and the closed sets of [`labels`] |
 //! | [`tls`] | certificates: ours towards clients, identity and trust towards upstreams |
 //! | [`net`] | bytes without HTTP |
 //! | [`readiness`], [`shutdown`] | may traffic come; has everything ended |
@@ -61,7 +61,8 @@
 //!   [`server::passthrough`] decides by the client's address, opens a [`Direct`] connection and relays; [`Tries`] says
 //!   what follows a failed try, as it does in [`forward`].
 //! - **Reload**: [`Watch`] sees a change, [`Candidate`] reads, decodes and compiles it with everything it names,
-//!   [`Live::install`] serves it, and [`Reloader`] audits what changed. A mistake in any step leaves all as it was.
+//!   [`Live::install`] serves it, and [`Reloader`] audits what changed ([`differences`]) and keeps it in the [`History`], from
+//!   where it can be served again. A mistake in any step leaves all as it was.
 //! - **Names**: [`Resolver`] looks every name in use up again at its TTL; its answers reach [`Endpoints`], which chooses an
 //!   address for each new connection, and the [`Pool`], which closes connections to addresses that have left.
 //! - **Start**: [`opening::open`] takes the same steps before a socket is bound; where one fails, the last good copy
@@ -100,6 +101,7 @@
 //!     `secrets::logs_status_metrics_errors_and_explanations_show_no_secret`
 //! 14. What a command changed survives, until something newer changes it.
 //!     `state::commands_survive_kill_and_a_resync_but_not_another_declared_value`
+//! 15. Every change is one audit line, and the history has it with its way back. `history::what_happened_is_told_with_the_way_back`
 //!
 //! [`Admission`]: upstream::Admission
 //! [`App::shutdown`]: app::App::shutdown
@@ -114,6 +116,7 @@
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
 //! [`Health`]: upstream::health::Health
+//! [`History`]: control::history::History
 //! [`Keeper`]: control::keeper::Keeper
 //! [`Lease::send`]: upstream::pool::Lease::send
 //! [`Listener::accept`]: net::listener::Listener::accept
@@ -139,6 +142,7 @@
 //! [`Worker`]: server::worker::Worker
 //! [`client_hello`]: net::client_hello
 //! [`decide`]: routing::decide::decide
+//! [`differences`]: control::differences::between
 //! [`forward`]: proxy::forward::forward
 //! [`labels`]: telemetry::labels
 

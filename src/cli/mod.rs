@@ -37,7 +37,6 @@ Examples:
   migration-proxy run -c migration.yaml             serve; the file is read again when it changes
   kubectl port-forward deployment/migration-proxy 8080:8080        then, from anywhere:
   migration-proxy status                            is it safe, how much is on new, is new worse
-  migration-proxy explain --host a.old.example --header 'X-User-Id: 4711'
 
 Environment:
   MIGRATION_PROXY_CONFIG   the file of run          (else /etc/migration-proxy/migration.yaml)

@@ -26,7 +26,6 @@ pub(super) enum Scope {
 /// Remove a line when its behaviour is built.
 const LIST: &[(Scope, &[&str], Refused)] = &[
     (Scope::File, &["fleet", "peers"], Refused::Anything),
-    (Scope::File, &["reload", "on_lost_host"], Refused::Words(&["refuse"])),
     (Scope::File, &["state", "backend"], Refused::Words(&["kubernetes"])),
     (Scope::File, &["state", "config_map"], Refused::AllBut(&["migration-state"])),
     (Scope::File, &["state", "namespace"], Refused::Anything),

@@ -515,3 +515,178 @@ fn read_pin(path: &Path) -> Option<Pinned> {
     }
     pinned.ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::Percent;
+    use crate::telemetry::audit::Kind;
+
+    fn text(number: usize) -> Text {
+        Text::new("/etc/x.yaml", format!("# {number}\n"))
+    }
+
+    fn share(service: &str, to: u16) -> Difference {
+        let to = Percent::from_basis_points(to).unwrap();
+        Difference::share(Kind::Percentage, service, Percent::ZERO, to)
+    }
+
+    fn change(service: &str, at: i64, reason: Option<&str>) -> Entry {
+        Entry {
+            time: Timestamp::from_millisecond(at).unwrap(),
+            generation: 1,
+            by: "loopback".to_owned(),
+            claimed: None,
+            reason: reason.map(str::to_owned),
+            config: None,
+            before: None,
+            changes: vec![share(service, 100)],
+            more: 0,
+        }
+    }
+
+    /// Accepts these texts one after the other.
+    fn with_files(directory: &TempDir, numbers: impl IntoIterator<Item = usize>) -> Arc<History> {
+        let history = History::open(directory.path());
+        for number in numbers {
+            let before = history.newest();
+            history.accepted(&text(number), before.as_deref(), vec![share("a", 1)], 1, &Author::file());
+        }
+        history
+    }
+
+    fn stored(directory: &TempDir) -> usize {
+        listed(&directory.path().join("history")).len()
+    }
+
+    #[test]
+    fn the_last_files_come_back_by_the_beginning_of_their_hash() {
+        let directory = TempDir::new().unwrap();
+        with_files(&directory, 0..MOST_FILES + 5);
+
+        let history = History::open(directory.path());
+
+        assert_eq!((history.files().len(), stored(&directory)), (MOST_FILES, MOST_FILES));
+        let newest = text(MOST_FILES + 4);
+        assert_eq!(history.newest(), Some(newest.hash()));
+        let found = history.find(&newest.hash()[..20].to_uppercase()).unwrap();
+        assert_eq!((found.clone(), history.text(&found).unwrap().content), (newest.hash(), newest.content));
+        assert!(matches!(history.find(&text(0).hash()), Err(NotFound::Unknown(_))), "the oldest have left");
+        assert!(matches!(history.find(""), Err(NotFound::Ambiguous(_))));
+        assert!(matches!(history.find("../x"), Err(NotFound::Unknown(_))));
+    }
+
+    #[test]
+    fn a_file_that_serves_again_is_the_newest_and_the_same_one_is_no_entry() {
+        let directory = TempDir::new().unwrap();
+        let history = with_files(&directory, (0..MOST_FILES).chain([0, 0, MOST_FILES]));
+
+        assert!(history.find(&text(0).hash()).is_ok());
+        assert!(history.find(&text(1).hash()).is_err());
+        assert_eq!(history.entries(None, 100).len(), MOST_FILES + 2);
+        let entry = &history.entries(None, 1)[0];
+        assert_eq!(
+            entry.undo(&history.files()),
+            [format!("migration-proxy rollback --config {}", short(&text(0).hash()))]
+        );
+        assert_eq!(entry.undo(&[]), Vec::<String>::new(), "nobody can go back to what is gone");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_out_and_the_rest_is_there() {
+        let directory = TempDir::new().unwrap();
+        with_files(&directory, 0..3);
+        let path = |name: &str| directory.path().join("history").join(name);
+        fs::write(path(&format!("{}.yaml", text(1).hash())), "damaged").unwrap();
+        fs::copy(path(&format!("{}.yaml", text(0).hash())), path(&format!("{}.yaml", text(7).hash()))).unwrap();
+        let lines = fs::read_to_string(path("events.jsonl")).unwrap();
+        fs::write(path("events.jsonl"), lines.replacen("\"by\"", "\"\"", 1) + "{\"half").unwrap();
+        fs::write(path("pinned.json"), "{").unwrap();
+
+        let history = History::open(directory.path());
+
+        let hashes: Vec<String> = history.files().into_iter().map(|file| file.hash).collect();
+        assert_eq!(hashes, [text(0).hash(), text(2).hash()]);
+        assert_eq!((history.entries(None, 100).len(), history.pinned()), (2, None));
+        assert!(history.text(&text(1).hash()).is_err());
+    }
+
+    #[test]
+    fn one_change_of_one_author_is_one_entry() {
+        let mut inner = Inner::default();
+        for entry in [
+            change("a", 0, Some("x")),
+            change("b", 100, Some("x")),
+            change("c", 150, Some("y")),
+            change("d", 150 + ONE_MOMENT, Some("y")),
+        ] {
+            inner.add(entry);
+        }
+
+        let services: Vec<Vec<&str>> = inner
+            .entries
+            .iter()
+            .map(|(entry, _)| entry.changes.iter().filter_map(|change| change.service.as_deref()).collect())
+            .collect();
+        assert_eq!(services, [vec!["a", "b"], vec!["c"], vec!["d"]]);
+        assert_eq!(inner.entries[0].0.undo(&[]).len(), 2);
+        assert!(inner.entries[0].0.about(Some("c")).is_none());
+        assert_eq!(inner.entries[0].0.about(Some("b")).unwrap().changes.len(), 1);
+    }
+
+    #[test]
+    fn entries_are_bounded_in_number_and_bytes() {
+        let mut inner = Inner::default();
+        for number in 0..MOST_ENTRIES as i64 + 9 {
+            inner.add(change("a", number * 1_000, None));
+        }
+        assert_eq!(inner.entries.len(), MOST_ENTRIES);
+        assert_eq!(inner.lines().0.len(), inner.bytes + MOST_ENTRIES, "with their line feeds");
+
+        for number in 0..9 {
+            inner.add(change("a", number, Some(&"x".repeat(1 << 20))));
+        }
+        assert!(inner.bytes <= MOST_ENTRY_BYTES && !inner.entries.is_empty(), "{}", inner.bytes);
+        let many = vec![share("a", 1); MOST_CHANGES + 3];
+        let directory = TempDir::new().unwrap();
+        let history = History::open(directory.path());
+        history.accepted(&text(0), None, many, 1, &Author::file());
+        assert_eq!((history.entries(None, 1)[0].changes.len(), history.entries(None, 1)[0].more), (MOST_CHANGES, 3));
+    }
+
+    #[test]
+    fn a_pin_survives_and_ends() {
+        let directory = TempDir::new().unwrap();
+        let pin = Pinned {
+            hash: text(0).hash(),
+            seen: text(1).hash(),
+            since: Timestamp::from_second(1).unwrap(),
+            by: "ops".to_owned(),
+            reason: None,
+        };
+        let history = History::open(directory.path());
+        history.pin(Some(pin.clone()));
+        history.write().unwrap();
+        assert_eq!(History::open(directory.path()).pinned(), Some(pin));
+
+        history.pin(None);
+        history.write().unwrap();
+        assert_eq!(History::open(directory.path()).pinned(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_still_there() {
+        let directory = TempDir::new().unwrap();
+        fs::write(directory.path().join("history"), "").unwrap();
+        let history = with_files(&directory, 0..2);
+
+        assert!(history.write().unwrap_err().starts_with("cannot write "));
+        assert_eq!(history.text(&text(0).hash()).unwrap(), text(0));
+
+        fs::remove_file(directory.path().join("history")).unwrap();
+        history.write().unwrap();
+        assert_eq!(History::open(directory.path()).entries(None, 9).len(), 2);
+    }
+}

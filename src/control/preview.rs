@@ -427,7 +427,7 @@ services:
             (share("30.01"), &known, TO_NEW),
             (share("30"), &known, NONE),
             (share("10"), &request(Some(1_500)), TO_OLD),
-            (share("100"), &request(None), TO_NEW),
+            (share("100"), &known, TO_NEW),
             (share("50, enabled: false"), &request(Some(1_500)), TO_OLD),
             (share("50, methods: [POST]"), &known, NONE),
             (share("50, methods: [GET]"), &known, TO_NEW),

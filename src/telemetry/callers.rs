@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -34,7 +35,7 @@ pub struct Callers {
 #[derive(Debug, Default)]
 struct Inner {
     pairs: Heaviest,
-    hosts: HashMap<Box<str>, Instant>,
+    hosts: HashMap<Box<str>, Instant, Quick>,
     hosts_bytes: usize,
 }
 
@@ -135,31 +136,68 @@ fn shown_network(network: u64) -> IpNet {
     if network & IS_V4 == 0 { v6() } else { v4() }.expect("both lengths are shorter than addresses")
 }
 
-/// The family of an agent, as short as it is told to people.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Agent {
-    bytes: [u8; LONGEST_AGENT],
-    length: u8,
+/// The family of an agent, as short as it is told to people: its bytes, then zeros, at last its length.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Agent([u8; LONGEST_AGENT + 1]);
+
+impl Hash for Agent {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(&self.0);
+    }
 }
 
 impl Agent {
     fn of(user_agent: &[u8]) -> Self {
         let name = family(user_agent);
-        let mut agent = Self { bytes: [0; LONGEST_AGENT], length: name.len().min(LONGEST_AGENT) as u8 };
-        for (to, from) in agent.bytes.iter_mut().zip(name) {
+        let mut bytes = [0; LONGEST_AGENT + 1];
+        for (to, from) in bytes[..LONGEST_AGENT].iter_mut().zip(name) {
             *to = if from.is_ascii_graphic() { *from } else { b'?' };
         }
-        agent
+        bytes[LONGEST_AGENT] = name.len().min(LONGEST_AGENT) as u8;
+        Self(bytes)
     }
 
     fn as_str(&self) -> &str {
-        str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default()
+        str::from_utf8(&self.0[..usize::from(self.0[LONGEST_AGENT])]).unwrap_or_default()
     }
 }
 
 impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// A hash for tables so small that no choice of keys can make them slow.
+type Quick = BuildHasherDefault<QuickHasher>;
+
+#[derive(Default)]
+struct QuickHasher(u64);
+
+impl Hasher for QuickHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.write_u64(u64::from_le_bytes(*word));
+        }
+        if !rest.is_empty() {
+            let mut word = [0; 8];
+            word[..rest.len()].copy_from_slice(rest);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u8(&mut self, byte: u8) {
+        self.write_u64(byte.into());
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        // The upper bits are mixed best, and a table looks at both ends.
+        self.0.rotate_left(26)
     }
 }
 
@@ -209,7 +247,7 @@ struct Heaviest {
     counters: Vec<Counter>,
     /// Indexes of counters, the lightest one on top.
     heap: Vec<u16>,
-    index: HashMap<Pair, u16>,
+    index: HashMap<Pair, u16, Quick>,
 }
 
 #[derive(Debug)]

@@ -18,6 +18,7 @@ mod endurance;
 mod fallback;
 mod forwarding;
 mod health;
+mod history;
 mod kit;
 mod layers;
 mod leaving;

@@ -133,6 +133,7 @@ pub struct Setup {
     listen_tls: Vec<String>,
     log: Vec<String>,
     top: Vec<String>,
+    reload: Vec<String>,
     drain: String,
     workers: usize,
     https: bool,
@@ -165,6 +166,7 @@ impl Setup {
             listen_tls: Vec::new(),
             log: Vec::new(),
             top: Vec::new(),
+            reload: Vec::new(),
             drain: "delay: 0s, grace: 5s".to_owned(),
             workers: 1,
             https: false,
@@ -200,6 +202,12 @@ impl Setup {
     /// More keys of the file, lines of YAML.
     pub fn top(mut self, yaml: &str) -> Self {
         self.top.extend(yaml.lines().map(str::to_owned));
+        self
+    }
+
+    /// One more key of `reload`, as YAML.
+    pub fn with_reload(mut self, yaml: &str) -> Self {
+        self.reload.push(yaml.to_owned());
         self
     }
 
@@ -251,7 +259,8 @@ impl Setup {
         for line in &self.log {
             writeln!(text, "  {line}").unwrap();
         }
-        writeln!(text, "reload: {{poll: 500ms, state_dir: {here}/state}}\nstate: {{backend: file}}").unwrap();
+        let more: String = self.reload.iter().map(|line| format!(", {line}")).collect();
+        writeln!(text, "reload: {{poll: 500ms, state_dir: {here}/state{more}}}\nstate: {{backend: file}}").unwrap();
         writeln!(text, "drain: {{{}}}", self.drain).unwrap();
         for line in &self.top {
             writeln!(text, "{line}").unwrap();
