@@ -450,7 +450,9 @@ services:
                 UNKNOWN,
             ),
             (("a.old.example", "z.old.example".to_owned()), &known, Moves { lost: 1, ..NONE }),
-            (("name: a\n", "name: z\n".to_owned()), &known, NONE),
+            (("name: a\n", "name: z\n    cohort: a\n".to_owned()), &known, NONE),
+            // Another cohort has other buckets.
+            (("name: a\n", "name: z\n".to_owned()), &known, UNKNOWN),
             (("\nservices:", "\nsafe_mode: on\nservices:".to_owned()), &request(Some(1_500)), TO_OLD),
             (("    canary", "    safe_mode: on\n    canary".to_owned()), &pinned, TO_OLD),
         ] {

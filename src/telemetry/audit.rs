@@ -250,7 +250,8 @@ impl Audit {
         let Difference { kind, service, key, from, to } = difference;
         let (from, to) = (from.as_ref().map(value), to.as_ref().map(value));
         let event = Event { kind: *kind, service: service.as_deref(), from, to, reason };
-        self.write(&event, key.as_deref(), actor, claimed, time);
+        let host = (*kind == Kind::Host).then_some("old_host");
+        self.write(&event, key.as_deref().or(host), actor, claimed, time);
     }
 
     /// Lines tell this generation of the configuration from now on.
