@@ -138,7 +138,7 @@ struct Side<'a> {
 
 enum RulesOf<'a> {
     Served(&'a Service),
-    Compiled(Rules),
+    Compiled(Box<Rules>),
 }
 
 impl<'a> Succession<'a> {
@@ -269,7 +269,7 @@ impl Side<'_> {
         let safe_mode = config.safe_mode || overrides.safe_mode || service.safe_mode || own.safe_mode;
         let enabled = own.enabled.unwrap_or(service.migration.enabled);
         Self {
-            rules: RulesOf::Compiled(rules),
+            rules: RulesOf::Compiled(Box::new(rules)),
             switches: Switches { safe_mode, enabled },
             share: own.percentage.unwrap_or(service.migration.percentage),
         }
