@@ -2,7 +2,7 @@
 //! rest. Pure; the audit, the history and `check --against` tell the same list. Values that may be secrets (of header
 //! rules and header operations) are compared and never shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Display};
 use std::path::Path;
 use std::time::Duration;
@@ -28,7 +28,8 @@ pub fn between(before: &Config, after: &Config) -> Vec<Difference> {
             None => differences.push(share(service, None, Some(service.migration.percentage))),
         }
     }
-    let gone = before.services.iter().filter(|service| !after.services.iter().any(|other| other.name == service.name));
+    let names: BTreeSet<&str> = after.services.iter().map(|service| service.name.as_str()).collect();
+    let gone = before.services.iter().filter(|service| !names.contains(service.name.as_str()));
     differences.extend(gone.map(|service| share(service, Some(service.migration.percentage), None)));
     if before.safe_mode != after.safe_mode {
         differences.push(Difference::switch(Kind::SafeMode, None, before.safe_mode, after.safe_mode));

@@ -1,6 +1,7 @@
 //! Keeps what is served equal to the newest file that can be served. A file that cannot changes nothing but the status,
 //! a metric and a log line; connections, pools, breakers and shares of what did not change are never touched.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -284,8 +285,9 @@ impl Reloader {
         Ok(Ready { compiled, access, audit, sockets })
     }
 
-    /// Serves it from the next request and the next handshake on. Nothing in here can fail.
-    fn install(&self, candidate: &Candidate, ready: Ready) -> Vec<Difference> {
+    /// Serves it from the next request and the next handshake on; nothing in here can fail. Tells what it cleared, and what
+    /// is in force otherwise than before.
+    fn install(&self, candidate: &Candidate, ready: Ready) -> (Vec<Difference>, Vec<Difference>) {
         let Ready { compiled: Compiled { snapshot, certificates }, access, audit, sockets } = ready;
         let Parts { telemetry, status, live, resolver, logs, keeper, .. } = &self.parts;
         let config = candidate.config();
@@ -296,13 +298,12 @@ impl Reloader {
         self.parts.certificates.replace(certificates);
         let (overrides, cleared) = keeper.follow(config);
         let effective = snapshot.take_over(&overrides);
-        let declared = differences::between(&live.snapshot().config, config);
         live.install(snapshot);
         self.parts.listeners.install(sockets);
         status.tick(&live.snapshot());
         self.show_certificates();
         self.show_restart_needed(&self.fixed.changed(config));
-        joined(cleared, effective, declared)
+        (cleared, effective)
     }
 
     /// Serves another text, and tells everybody.
@@ -315,7 +316,9 @@ impl Reloader {
         watch: &mut Watch,
     ) -> Vec<Difference> {
         self.warn_of_lost_hosts(&candidate);
-        let changes = self.install(&candidate, ready);
+        let declared = differences::between(self.served.config(), candidate.config());
+        let (cleared, effective) = self.install(&candidate, ready);
+        let changes = joined(cleared, effective, declared);
         self.pin(pinned);
         watch.set_files(candidate.files(&self.parts.environment));
         watch.configure(&candidate.config().reload);
@@ -504,11 +507,15 @@ fn joined(cleared: Vec<Difference>, effective: Vec<Difference>, declared: Vec<Di
         Some(Said::Text(text)) if matches!(text.as_str(), "on" | "off") => Kind::Enabled,
         _ => Kind::Methods,
     };
+    let mut told: HashMap<Option<&str>, Vec<&Difference>> = HashMap::new();
+    for one in &cleared {
+        told.entry(one.service.as_deref()).or_default().push(one);
+    }
     let is_told = |one: &Difference| {
-        cleared.iter().any(|cleared| {
-            let what = |one: &Difference| (one.service.clone(), one.from.clone(), one.to.clone());
-            kind_of(cleared) == one.kind && what(cleared) == what(one)
-        })
+        told.get(&one.service.as_deref())
+            .into_iter()
+            .flatten()
+            .any(|cleared| kind_of(cleared) == one.kind && (&cleared.from, &cleared.to) == (&one.from, &one.to))
     };
     let effective: Vec<_> = effective.into_iter().filter(|one| !is_told(one)).collect();
     let is_in_force = |kind| matches!(kind, Kind::Percentage | Kind::Enabled | Kind::Methods | Kind::SafeMode);
