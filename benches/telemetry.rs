@@ -8,11 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use http::{StatusCode, Version};
+use http::{Method, StatusCode, Version};
 use migration_proxy::config::{AccessFormat, Log, LogFormat, Percent};
 use migration_proxy::telemetry::access_line::{self, Line, RequestText, Try};
 use migration_proxy::telemetry::labels::{BreakerState, Cluster, Outcome, Reason, Target};
-use migration_proxy::telemetry::{AccessLog, ProcessMeters, Scrape, ServiceGauges, ServiceMeters, Window};
+use migration_proxy::telemetry::recent::{self, PathStart, Recorded};
+use migration_proxy::telemetry::{
+    AccessLog, Callers, ProcessMeters, Recent, Scrape, ServiceGauges, ServiceMeters, Window,
+};
 
 /// Lines that fit into a worker's buffer twice.
 const CHUNK: u32 = 1000;
@@ -122,6 +125,47 @@ fn meters(criterion: &mut Criterion) {
     group.finish();
 }
 
+fn recent(criterion: &mut Criterion) {
+    let recent = Recent::default();
+    let callers = Callers::new("api-name01");
+    let now = Instant::now();
+    let host = "api-name01.teamname.dev.aliyun.intracloud.cn.aibang";
+    let browser: &[u8] =
+        b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0 Safari/537.36";
+    let mut group = criterion.benchmark_group("recent");
+    group.bench_function("a decision", |bencher| {
+        bencher.iter(|| {
+            recent.record(Recorded {
+                at: now,
+                service: callers.service().clone(),
+                client: [192, 168, 1, 1].into(),
+                method: recent::short_method(&Method::GET),
+                path: PathStart::of(black_box("/api/v1/orders/4711")),
+                decided: Cluster::New,
+                rule: None,
+                bucket: Some(1834),
+                target: Target::New,
+                reason: Reason::User,
+                status: 200,
+            });
+        });
+    });
+    group.bench_function("a caller that is known", |bencher| {
+        bencher.iter(|| callers.note(black_box(host), [192, 168, 1, 1].into(), black_box(b"curl/8.5"), now));
+    });
+    group.bench_function("a browser that is known", |bencher| {
+        bencher.iter(|| callers.note(black_box(host), [192, 168, 1, 1].into(), black_box(browser), now));
+    });
+    group.bench_function("a flood of strangers", |bencher| {
+        let mut number = 0_u32;
+        bencher.iter(|| {
+            number = number.wrapping_add(2_654_435_761);
+            callers.note(black_box(host), number.to_be_bytes().into(), black_box(b"curl/8.5"), now);
+        });
+    });
+    group.finish();
+}
+
 fn scrape(criterion: &mut Criterion) {
     let process = ProcessMeters::new(2);
     let services: Vec<_> =
@@ -134,5 +178,5 @@ fn scrape(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, access_log, meters, scrape);
+criterion_group!(benches, access_log, meters, recent, scrape);
 criterion_main!(benches);

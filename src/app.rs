@@ -23,6 +23,7 @@ use crate::control::listeners::{self, Listeners, Socket};
 use crate::control::opening::{self, Opening};
 use crate::control::peers::Watcher;
 use crate::control::reload::{Parts, ReloadHandle, Reloader};
+use crate::control::rollback;
 use crate::control::status::{self, Status};
 use crate::control::watch::Watch;
 use crate::net::listener::Bound;
@@ -133,7 +134,7 @@ impl App {
         let wishes = heeds_signals.then(|| signals(&threads.control)).transpose().map_err(other("signals"))?;
         let opened =
             opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &names, &threads));
-        let Opening { first, compiled, watch, broken, before, last_good, damaged } =
+        let Opening { first, compiled, watch, broken, before, last_good, damaged, history } =
             opened.map_err(StartError::Config)?;
         let Prepared { compiled, resolver, workers, logs } = compiled;
         let config = first.config().clone();
@@ -145,6 +146,8 @@ impl App {
         let telemetry =
             Telemetry::new(&config.log, workers).map_err(|error| StartError::Config(first.unwritable(&error)))?;
         let telemetry = Arc::new(telemetry);
+        history.listen_to(&telemetry.audit);
+        let (rollbacks, earlier) = rollback::channel();
 
         let readiness = Readiness::default();
         let starting = readiness.expect("listeners");
@@ -183,6 +186,9 @@ impl App {
             readiness: readiness.clone(),
             suspicion,
             keeper: keeper.clone(),
+            history: history.clone(),
+            rollbacks,
+            environment: environment.clone(),
             keeps_alone,
             is_alive: Box::new(heartbeats.is_alive),
         };
@@ -215,6 +221,8 @@ impl App {
             status: status.clone(),
             keeper: keeper.clone(),
             last_good,
+            history,
+            wishes: earlier,
         };
         let reloader = Reloader::new(parts, first, broken.as_ref());
         let reload = reloader.handle();

@@ -18,7 +18,7 @@
 //! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, and `/api/v1`, where commands write |
 //! | [`cli`] | one file for each verb |
 //! | [`app`] | builds every part, owns the runtimes, ends them in order |
-//! | [`telemetry`] | metrics, access log, audit and control lines, and the closed sets of [`labels`] |
+//! | [`telemetry`] | metrics, access log, audit and control lines, the last decisions, and the closed sets of [`labels`] |
 //! | [`tls`] | certificates: ours towards clients, identity and trust towards upstreams |
 //! | [`net`] | bytes without HTTP |
 //! | [`readiness`], [`shutdown`] | may traffic come; has everything ended |
@@ -61,7 +61,8 @@
 //!   [`server::passthrough`] decides by the client's address, opens a [`Direct`] connection and relays; [`Tries`] says
 //!   what follows a failed try, as it does in [`forward`].
 //! - **Reload**: [`Watch`] sees a change, [`Candidate`] reads, decodes and compiles it with everything it names,
-//!   [`Live::install`] serves it, and [`Reloader`] audits what changed. A mistake in any step leaves all as it was.
+//!   [`Live::install`] serves it, and [`Reloader`] audits what changed ([`differences`]) and keeps it in the [`History`], from
+//!   where it can be served again. A mistake in any step leaves all as it was.
 //! - **Names**: [`Resolver`] looks every name in use up again at its TTL; its answers reach [`Endpoints`], which chooses an
 //!   address for each new connection, and the [`Pool`], which closes connections to addresses that have left.
 //! - **Start**: [`opening::open`] takes the same steps before a socket is bound; where one fails, the last good copy
@@ -111,6 +112,7 @@
 //!     `sharing::files_that_change_apart_never_lead_to_a_third_value`
 //! 16. What other replicas or the API server say or do not say disturbs no traffic.
 //!     `sharing::a_lost_api_server_disturbs_no_traffic`, `fleet::peers_that_answer_garbage_or_never_are_unreachable`
+//! 17. Every change is one audit line, and the history has it with its way back. `history::what_happened_is_told_with_the_way_back`
 //!
 //! [`Admission`]: upstream::Admission
 //! [`App::shutdown`]: app::App::shutdown
@@ -128,6 +130,7 @@
 //! [`Finding`]: upstream::finding::Finding
 //! [`Health`]: upstream::health::Health
 //! [`Inquiry`]: proxy::inquiry::Inquiry
+//! [`History`]: control::history::History
 //! [`Keeper`]: control::keeper::Keeper
 //! [`Lease::send`]: upstream::pool::Lease::send
 //! [`Listener::accept`]: net::listener::Listener::accept
@@ -156,6 +159,7 @@
 //! [`client_hello`]: net::client_hello
 //! [`compare`]: proxy::compare::compare
 //! [`decide`]: routing::decide::decide
+//! [`differences`]: control::differences::between
 //! [`forward`]: proxy::forward::forward
 //! [`labels`]: telemetry::labels
 //! [`merge`]: control::merge::merge

@@ -16,14 +16,14 @@ use serde_json::{Value, json};
 
 use super::answer::{self, Body};
 use super::auth::{self, Refused};
-use super::{AdminState, doctor, query, verify};
+use super::{AdminState, configuration, doctor, query, verify};
 use crate::config::{self, Percent};
 use crate::control::keeper::{Applied, ChangeError};
-use crate::control::state::{Change, Entry, Migration, Refusal, Said, Share};
+use crate::control::state::{Change, Migration, Refusal, Share};
 use crate::telemetry::audit::Actor;
 
 /// A larger body is no change.
-const LARGEST_BODY: usize = 64 << 10;
+pub(super) const LARGEST_BODY: usize = 64 << 10;
 
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -95,6 +95,11 @@ pub(super) async fn answer(state: &AdminState, peer: IpAddr, request: Request<In
 }
 
 async fn perform(state: &AdminState, actor: &Actor, head: &Parts, body: Incoming) -> Result<Response<Body>, Refused> {
+    match head.uri.path() {
+        "/api/v1/config/rollback" => return configuration::roll_back(state, actor, head, body).await,
+        "/api/v1/check" => return configuration::check(state, head, body).await,
+        _ => {}
+    }
     if let Some(errand) = Errand::of(&head.method, head.uri.path())? {
         return errand.run(state, actor, head, body).await;
     }
@@ -102,7 +107,7 @@ async fn perform(state: &AdminState, actor: &Actor, head: &Parts, body: Incoming
         return Ok(answer::error(StatusCode::NOT_FOUND, "nothing here that can be changed"));
     };
     auth::check_type(&head.headers, "application/json")?;
-    let body = read(body).await?;
+    let body = read(body, LARGEST_BODY).await?;
     let (change, reason) = action.change(&body)?;
     check_reason(reason.as_deref())?;
     allow_here(state, head)?;
@@ -187,7 +192,7 @@ impl Errand {
         body: Incoming,
     ) -> Result<Response<Body>, Refused> {
         auth::check_type(&head.headers, "application/json")?;
-        let body = read(body).await?;
+        let body = read(body, LARGEST_BODY).await?;
         let by = actor.as_str();
         match self {
             Self::Doctor => {
@@ -208,7 +213,7 @@ fn name_in(part: &str) -> Result<String, Refused> {
 }
 
 /// With a state of its own, a replica among others would disagree with them.
-fn allow_here(state: &AdminState, head: &Parts) -> Result<(), Refused> {
+pub(super) fn allow_here(state: &AdminState, head: &Parts) -> Result<(), Refused> {
     let mut wanted = query::pairs(head.uri.query().unwrap_or_default()).flatten();
     if !state.keeps_alone || wanted.any(|(name, value)| name == "this_replica" && value == "true") {
         return Ok(());
@@ -218,19 +223,21 @@ fn allow_here(state: &AdminState, head: &Parts) -> Result<(), Refused> {
     Err((StatusCode::CONFLICT, text.to_owned()))
 }
 
-async fn read(body: Incoming) -> Result<Vec<u8>, Refused> {
-    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, LARGEST_BODY).collect());
+/// A body of at most so many bytes.
+pub(super) async fn read(body: Incoming, most: usize) -> Result<Vec<u8>, Refused> {
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, most).collect());
     match body.await {
         Ok(Ok(body)) => Ok(body.to_bytes().into()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            Err((StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 64 KiB".to_owned()))
+            Err((StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {} KiB", most >> 10)))
         }
         Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "the body is malformed".to_owned())),
         Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "the body did not come in time".to_owned())),
     }
 }
 
-fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
+/// A body as JSON of this shape.
+pub(super) fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
     let value: Value =
         serde_json::from_slice(body).map_err(|error| (StatusCode::BAD_REQUEST, format!("no JSON: {error}")))?;
     serde_json::from_value(value).map_err(|error| bad_value(error.to_string()))
@@ -271,7 +278,8 @@ fn duration(value: Option<&Value>, key: &str) -> Result<Option<Duration>, Refuse
     duration.map(Some).map_err(|why| bad_value(format!("{key}: {why}")))
 }
 
-fn check_reason(reason: Option<&str>) -> Result<(), Refused> {
+/// Whether a reason is short enough.
+pub(super) fn check_reason(reason: Option<&str>) -> Result<(), Refused> {
     match reason {
         Some(reason) if reason.len() > LONGEST_REASON => {
             Err(bad_value(format!("a reason has at most {LONGEST_REASON} bytes")))
@@ -280,7 +288,8 @@ fn check_reason(reason: Option<&str>) -> Result<(), Refused> {
     }
 }
 
-fn claimed(headers: &HeaderMap) -> Option<&str> {
+/// Who the caller says to be.
+pub(super) fn claimed(headers: &HeaderMap) -> Option<&str> {
     headers.get(CLAIMED)?.to_str().ok().filter(|claimed| !claimed.is_empty() && claimed.len() <= 100)
 }
 
@@ -301,19 +310,10 @@ fn report(state: &AdminState, change: &Change, applied: &Applied) -> Response<Bo
         }
     };
     if let Value::Object(fields) = &mut answer {
-        fields.insert("changes".to_owned(), applied.entries.iter().map(entry).collect());
+        fields.insert("changes".to_owned(), json!(applied.entries));
         fields.insert("unstored".to_owned(), json!(applied.unstored));
     }
     answer::json(StatusCode::OK, &answer)
-}
-
-fn entry(entry: &Entry) -> Value {
-    let said = |said: &Option<Said>| match said {
-        None => Value::Null,
-        Some(Said::Share(share)) => json!(share),
-        Some(Said::Text(text)) => json!(text),
-    };
-    json!({"kind": entry.kind.as_str(), "service": entry.service, "from": said(&entry.from), "to": said(&entry.to)})
 }
 
 fn explain(error: &ChangeError) -> Response<Body> {

@@ -5,9 +5,11 @@
 mod answer;
 mod api;
 mod auth;
+mod configuration;
 pub mod doctor;
 mod explain;
 mod query;
+mod recent;
 mod verify;
 
 use std::convert::Infallible;
@@ -27,8 +29,11 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Environment;
+use crate::control::history::History;
 use crate::control::keeper::Keeper;
 use crate::control::report::{self, Reporter};
+use crate::control::rollback::RollbackHandle;
 use crate::control::status::Status;
 use crate::net::listener::Listener;
 use crate::readiness::Readiness;
@@ -67,6 +72,12 @@ pub struct AdminState {
     pub suspicion: Arc<Suspicion>,
     /// What operators change.
     pub keeper: Arc<Keeper>,
+    /// What was served, and when.
+    pub history: Arc<History>,
+    /// Where earlier configurations are asked for.
+    pub rollbacks: RollbackHandle,
+    /// The environment that files are read with.
+    pub environment: Environment,
     /// Other replicas would not follow what is changed here.
     pub keeps_alone: bool,
     /// Whether every data worker still runs.
@@ -146,11 +157,20 @@ async fn route(state: &AdminState, peer: IpAddr, request: Request<Incoming>) -> 
         "/ready" => ready,
         "/metrics" => metrics,
         "/status" => |state, _| answer::json(StatusCode::OK, &state.reporter().report()),
-        "/api/v1/explain" => |state, request| explain::answer(&state.live, request.uri().query().unwrap_or_default()),
+        "/api/v1/explain" => |state, request| explain::answer(&state.live, query_of(request)),
+        "/api/v1/history" => |state, request| configuration::history(&state.history, &state.live, query_of(request)),
+        "/api/v1/decisions" => {
+            |state, request| recent::decisions(&state.telemetry.recent, &state.live, query_of(request))
+        }
+        "/api/v1/callers" => |state, request| recent::callers(&state.live, query_of(request)),
         path if !reads && path.starts_with("/api/") => return api::answer(state, peer, request).await,
         _ => return answer::error(StatusCode::NOT_FOUND, "nothing here: see /status, /metrics, /health and /ready"),
     };
     if reads { handler(state, &request) } else { answer::not_allowed("GET, HEAD") }
+}
+
+fn query_of(request: &Request<Incoming>) -> &str {
+    request.uri().query().unwrap_or_default()
 }
 
 fn health(state: &AdminState, _: &Request<Incoming>) -> Response<Body> {
@@ -216,6 +236,9 @@ mod tests {
                 readiness: bench.readiness.clone(),
                 suspicion: bench.suspicion.clone(),
                 keeper: bench.keeper.clone(),
+                history: bench.history.clone(),
+                rollbacks: bench.rollbacks.clone(),
+                environment: Environment::new(),
                 keeps_alone: false,
                 is_alive: Box::new(move || heart.load(Ordering::Relaxed)),
             };

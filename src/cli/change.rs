@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use http::Method;
+use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::AdminArguments;
@@ -12,6 +12,8 @@ use super::output::{self, Exit, Failure, NOTICE, printable};
 use super::words::counted;
 use crate::config;
 use crate::control::report::StatusReport;
+use crate::telemetry::audit::Kind;
+use crate::telemetry::difference::{Difference, Said};
 
 /// Between two looks at what the replicas serve.
 const LOOK: Duration = Duration::from_millis(100);
@@ -32,23 +34,26 @@ pub struct ChangeArguments {
     admin: AdminArguments,
 }
 
-/// One entry of `changes` in an answer.
-struct Changed<'a> {
-    kind: &'a str,
-    service: Option<&'a str>,
-    from: &'a Value,
-    to: &'a Value,
-}
-
 impl ChangeArguments {
     /// Asks for a change and tells what changed.
-    pub(super) fn make(&self, method: Method, target: &str, mut body: Map<String, Value>) -> Result<Outcome, Failure> {
+    pub(super) fn make(&self, method: Method, target: &str, body: Map<String, Value>) -> Result<Outcome, Failure> {
+        self.make_or(method, target, body, |_| None)
+    }
+
+    /// The same where some statuses have exit codes of their own.
+    pub(super) fn make_or(
+        &self,
+        method: Method,
+        target: &str,
+        mut body: Map<String, Value>,
+        exit: impl Fn(StatusCode) -> Option<Exit>,
+    ) -> Result<Outcome, Failure> {
         let client = self.admin.client()?;
         if let Some(reason) = &self.reason {
             body.insert("reason".to_owned(), json!(reason));
         }
         let query = if self.this_replica { "?this_replica=true" } else { "" };
-        let answer = client.change(method, &format!("{target}{query}"), &Value::Object(body))?;
+        let answer = client.change(method, &format!("{target}{query}"), &Value::Object(body), exit)?;
         Ok(Outcome { answer, client, as_json: self.json })
     }
 }
@@ -83,7 +88,7 @@ impl Outcome {
             let report: StatusReport = self.client.json("/status")?;
             let behind: Vec<&str> =
                 report.replicas.iter().filter(|replica| !replica.agrees).map(|replica| &*replica.name).collect();
-            if behind.is_empty() && self.shares().all(|(name, share)| is_at(&report, name, share)) {
+            if behind.is_empty() && self.shares().all(|(name, share)| is_at(&report, &name, share)) {
                 let replicas = report.replicas.len() + 1;
                 output::tell(&format!(
                     "{} after {:.1} s",
@@ -103,23 +108,25 @@ impl Outcome {
         }
     }
 
-    fn changes(&self) -> impl Iterator<Item = Changed<'_>> {
-        self.answer["changes"].as_array().into_iter().flatten().map(|change| Changed {
-            kind: change["kind"].as_str().unwrap_or_default(),
-            service: change["service"].as_str(),
-            from: &change["from"],
-            to: &change["to"],
+    /// The whole answer.
+    pub(super) fn answer(&self) -> &Value {
+        &self.answer
+    }
+
+    fn changes(&self) -> impl Iterator<Item = Difference> {
+        let changes = self.answer["changes"].as_array().into_iter().flatten();
+        changes.filter_map(|change| serde_json::from_value(change.clone()).ok())
+    }
+
+    fn shares(&self) -> impl Iterator<Item = (String, f64)> {
+        self.changes().filter(|change| change.kind == Kind::Percentage).filter_map(|change| match change.to {
+            Some(Said::Share(to)) => Some((change.service?, to.as_f64())),
+            _ => None,
         })
     }
 
-    fn shares(&self) -> impl Iterator<Item = (&str, f64)> {
-        self.changes()
-            .filter(|change| change.kind == "percentage")
-            .filter_map(|change| Some((change.service?, change.to.as_f64()?)))
-    }
-
     fn lines(&self) -> String {
-        let mut lines: String = self.changes().map(|change| format!("{}\n", printable(&change.line()))).collect();
+        let mut lines: String = self.changes().map(|change| format!("{}\n", printable(&line(&change)))).collect();
         if lines.is_empty() {
             "nothing to change\n".clone_into(&mut lines);
         }
@@ -127,33 +134,12 @@ impl Outcome {
     }
 }
 
-impl Changed<'_> {
-    fn line(&self) -> String {
-        let service = self.service.unwrap_or("everything");
-        let (from, to) = (said(self.from), said(self.to));
-        match self.kind {
-            "percentage" if self.from == self.to => format!("{service}: stays at {to} %"),
-            "percentage" => {
-                let undo = match self.to.as_f64() < self.from.as_f64() {
-                    true => format!("migration-proxy update {service} {from}"),
-                    false => format!("migration-proxy rollback {service} --to {from}"),
-                };
-                format!("{service}: {from} % \u{2192} {to} %      undo: {undo}")
-            }
-            "confirm" => format!("{service}: stays at {to} %"),
-            "safe_mode" if to == "on" => {
-                let name = self.service.map(|service| format!(" {service}")).unwrap_or_default();
-                format!("{service}: safe mode is on, old answers      undo: migration-proxy safe-mode off{name}")
-            }
-            "safe_mode" => format!("{service}: safe mode is off"),
-            "freeze" => format!("{service}: increases are {}", if to == "on" { "frozen" } else { "allowed again" }),
-            kind => format!("{service}: {kind} {from} \u{2192} {to}"),
-        }
-    }
-}
-
-fn said(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+/// What changed, and the way back where the change asks for one.
+fn line(change: &Difference) -> String {
+    let is_on = matches!(&change.to, Some(Said::Text(to)) if to == "on");
+    let wants_undo = change.kind == Kind::Percentage || (change.kind == Kind::SafeMode && is_on);
+    let undo = change.undo().filter(|_| wants_undo).map(|undo| format!("      undo: {undo}"));
+    format!("{}{}", change.words(), undo.unwrap_or_default())
 }
 
 fn is_at(report: &StatusReport, name: &str, share: f64) -> bool {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 
+use super::against::Against;
+use super::client::AdminUrl;
 use super::output::{self, Exit, Failure};
 use super::words::counted;
 use crate::config::{self, ConfigError, Environment, HostPattern, Problem, Severity, Text, render_all};
@@ -21,7 +23,9 @@ const MOST_HOSTS: usize = 5;
 
 /// Arguments of `check`.
 #[derive(Args, Debug)]
-#[command(after_help = "Exit: 0 valid, 3 invalid.\n\nExample:\n  migration-proxy check --strict migration.yaml")]
+#[command(after_help = "Exit: 0 valid, 3 invalid; with --against 5 when the file would change anything.\n\n\
+                        Examples:\n  migration-proxy check --strict migration.yaml\n  \
+                        migration-proxy check migration.yaml --against http://127.0.0.1:8080")]
 pub struct Arguments {
     /// The configuration file
     file: PathBuf,
@@ -31,6 +35,12 @@ pub struct Arguments {
     /// Treat warnings as errors
     #[arg(long)]
     strict: bool,
+    /// The admin port of a running proxy: tell what the file would change there
+    #[arg(long, value_name = "URL")]
+    against: Option<AdminUrl>,
+    /// A file whose first line is the token to send, NAME:TOKEN or the token alone
+    #[arg(long, value_name = "FILE", requires = "against")]
+    token_file: Option<PathBuf>,
 }
 
 /// Runs `check`.
@@ -42,21 +52,33 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let report = Report::of(&arguments.file, &config::environment());
     let errors = report.count(Severity::Error);
     let warnings = report.count(Severity::Warning);
-    if arguments.json {
-        output::print_json(&Json { problems: &report.problems, changes: [] })?;
-    } else {
+    let refused = errors > 0 || (arguments.strict && warnings > 0);
+    if !arguments.json {
         let problems = render_all(&report.problems, &report.text, true);
         output::print(&format!("{problems}{}\n", report.closing_line(errors, warnings, arguments.strict)))?;
     }
-    let refused = errors > 0 || (arguments.strict && warnings > 0);
-    Ok(if refused { Exit::Invalid } else { Exit::Done })
+    let against = match &arguments.against {
+        Some(url) if !refused => Some(Against::ask(url, arguments.token_file.as_deref(), &report.text)?),
+        _ => None,
+    };
+    if arguments.json {
+        output::print_json(&Json { problems: &report.problems, against: against.clone().unwrap_or_default() })?;
+    } else if let (Some(against), Some(url)) = (&against, &arguments.against) {
+        output::print(&against.shown(url))?;
+    }
+    Ok(match against {
+        _ if refused => Exit::Invalid,
+        Some(against) if !against.changes.is_empty() => Exit::Different,
+        _ => Exit::Done,
+    })
 }
 
 /// What `--json` prints; a file alone changes nothing.
 #[derive(Serialize)]
 struct Json<'a> {
     problems: &'a [Problem],
-    changes: [(); 0],
+    #[serde(flatten)]
+    against: Against,
 }
 
 /// Everything that was found.

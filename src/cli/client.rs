@@ -25,6 +25,8 @@ pub const DEFAULT_ADMIN: &str = "http://127.0.0.1:8080";
 
 /// Connecting, sending and reading, together.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same where the other end has a whole file to look at.
+const FILE_PATIENCE: Duration = Duration::from_secs(30);
 /// The status of 10 000 services is 15 MiB.
 const LARGEST_BODY: usize = 64 << 20;
 /// An error text longer than this is no error text of ours.
@@ -141,16 +143,36 @@ impl Client {
     ///
     /// Nothing came back in time.
     pub fn send(&self, method: Method, target: &str, body: Option<&serde_json::Value>) -> Result<Answer, Failure> {
+        let content = body.map(|body| ("application/json", body.to_string()));
+        self.send_within(self.patience, method, target, content)
+    }
+
+    /// The answer to a file, which may take a while.
+    ///
+    /// # Errors
+    ///
+    /// Nothing came back in time.
+    pub fn send_file(&self, target: &str, text: String) -> Result<Answer, Failure> {
+        self.send_within(FILE_PATIENCE, Method::POST, target, Some(("application/yaml", text)))
+    }
+
+    fn send_within(
+        &self,
+        patience: Duration,
+        method: Method,
+        target: &str,
+        content: Option<(&'static str, String)>,
+    ) -> Result<Answer, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
-        let answer =
-            runtime.block_on(async { tokio::time::timeout(self.patience, self.ask(method, target, body)).await });
+        let asked = async { tokio::time::timeout(patience, self.ask(method, target, content)).await };
+        let answer = runtime.block_on(asked);
         // A name that does not resolve would keep us waiting for a thread that nobody needs any more.
         runtime.shutdown_background();
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.unreachable(&error)),
-            Err(_) => Err(self.unreachable(&format!("no answer within {} s", self.patience.as_secs()))),
+            Err(_) => Err(self.unreachable(&format!("no answer within {} s", patience.as_secs()))),
         }
     }
 
@@ -182,7 +204,12 @@ impl Client {
         Failure::new(Exit::Failed, format!("{url}{target} answers {}{colon}{text}{hint}", answer.status.as_u16()))
     }
 
-    async fn ask(&self, method: Method, target: &str, body: Option<&serde_json::Value>) -> Result<Answer, String> {
+    async fn ask(
+        &self,
+        method: Method,
+        target: &str,
+        content: Option<(&'static str, String)>,
+    ) -> Result<Answer, String> {
         let stream = TcpStream::connect((self.url.host.as_str(), self.url.port)).await.map_err(|e| connect_text(&e))?;
         let mut request = Request::builder()
             .method(method)
@@ -192,22 +219,28 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token);
         }
-        if body.is_some() {
-            request = request.header(CONTENT_TYPE, "application/json").header("x-claimed-by", whoami());
+        if let Some((media_type, _)) = &content {
+            request = request.header(CONTENT_TYPE, *media_type).header("x-claimed-by", whoami());
         }
-        let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+        let body = content.map(|(_, text)| Bytes::from(text)).unwrap_or_default();
         let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
         exchange(stream, request).await
     }
 
-    /// Asks for a change, and tells what became of it.
+    /// Asks for a change, and tells what became of it; some statuses may have exit codes of their own.
     ///
     /// # Errors
     ///
     /// It was not made; the exit code says why.
-    pub fn change(&self, method: Method, target: &str, body: &serde_json::Value) -> Result<serde_json::Value, Failure> {
+    pub fn change(
+        &self,
+        method: Method,
+        target: &str,
+        body: &serde_json::Value,
+        exit: impl Fn(StatusCode) -> Option<Exit>,
+    ) -> Result<serde_json::Value, Failure> {
         let answer = self.send(method, target, Some(body))?;
-        let exit = match answer.status {
+        let usual = match answer.status {
             StatusCode::OK => {
                 return serde_json::from_slice(&answer.body).map_err(|error| {
                     Failure::new(Exit::Failed, format!("{}{target} answers something else: {error}", self.url))
@@ -220,7 +253,7 @@ impl Client {
         let text = error_text(&answer.body);
         let text =
             if text.is_empty() { format!("{}{target} answers {}", self.url, answer.status.as_u16()) } else { text };
-        Err(Failure::new(exit, text))
+        Err(Failure::new(exit(answer.status).unwrap_or(usual), text))
     }
 
     fn unreachable(&self, why: &str) -> Failure {

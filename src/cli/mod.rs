@@ -1,6 +1,8 @@
 //! The command line: one file for each verb. Results go to stdout, everything else to stderr, and every exit code means
 //! one thing ([`output::Exit`]).
 
+pub mod against;
+pub mod callers;
 pub mod change;
 pub mod check;
 pub mod client;
@@ -12,6 +14,7 @@ pub mod explain;
 pub mod freeze;
 pub mod generate;
 pub mod health;
+pub mod history;
 pub mod output;
 pub mod rollback;
 pub mod run;
@@ -90,6 +93,10 @@ enum Verb {
     Doctor(doctor::Arguments),
     /// The same request to old and new, differences shown
     Verify(verify::Arguments),
+    /// What changed, by whom and why, and the way back
+    History(history::Arguments),
+    /// Who still comes by the old names
+    Callers(callers::Arguments),
     /// Whether a replica serves, for HEALTHCHECK and probes
     Health(health::Arguments),
     /// What bash, zsh and fish complete
@@ -147,6 +154,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Generate(arguments) => generate::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments),
+        Verb::History(arguments) => history::run(&arguments),
+        Verb::Callers(arguments) => callers::run(&arguments),
         Verb::Health(arguments) => health::run(arguments),
         Verb::Completion(arguments) => completion::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),

@@ -42,7 +42,6 @@ pub(super) fn read(decoder: &mut Decoder<'_>, root: &Node) -> Config {
             global,
             listen,
         };
-        unavailable::refuse(top.decoder, root, top.path, unavailable::Scope::File);
         config
     })
 }
@@ -323,6 +322,6 @@ impl Services<'_> {
             check::service(&mut decoder.problems, &draft.service, &node, path, self.listen);
             self.list.push(draft.service);
         }
-        unavailable::refuse(decoder, &node, path, unavailable::Scope::Service);
+        unavailable::refuse(decoder, &node, path);
     }
 }

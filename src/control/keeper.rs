@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::shared::{Opening, Remote, Shared, Store};
-use super::state::{Change, Declared, Entry, Mark, Refusal, Said, State};
+use super::state::{self, Change, Declared, Entry, Mark, Refusal, State};
 use super::state_file::{self, StateFile};
 use super::status::{Status, Trouble};
 use crate::config::Config;
@@ -109,7 +109,8 @@ impl Keeper {
         };
         let (turn, changed) = (tokio::sync::Mutex::default(), Notify::new());
         let keeper = Arc::new(Self { file, remote, live, telemetry, status, turn, inner: Mutex::new(inner), changed });
-        keeper.follow_from(before.as_ref(), config);
+        let cleared = keeper.follow_from(before.as_ref(), config);
+        keeper.audit(&cleared, Request { actor: &Actor::File, claimed: None, reason: None });
         let overrides = keeper.overrides();
         keeper.live.snapshot().take_over(&overrides);
         keeper
@@ -176,7 +177,7 @@ impl Keeper {
             self.changed.notify_one();
             let unstored = self.store(&next).await.err();
             if let Some(error) = &unstored
-                && entries.iter().any(Entry::adds_to_new)
+                && entries.iter().any(state::adds_to_new)
             {
                 return Err(ChangeError::Unstored(error.clone()));
             }
@@ -192,14 +193,23 @@ impl Keeper {
         }
     }
 
-    /// Another configuration is about to be served: gives what is in force on top of it.
-    pub fn follow(&self, config: &Config) -> Overrides {
+    /// Another configuration is about to be served: gives what is in force on top of it, and what it cleared, which is to
+    /// be audited.
+    pub fn follow(&self, config: &Config) -> (Overrides, Vec<Entry>) {
         let before = self.lock().declared.clone();
-        self.follow_from(Some(&before), config);
-        self.overrides()
+        let cleared = self.follow_from(Some(&before), config);
+        (self.overrides(), cleared)
     }
 
-    fn follow_from(&self, before: Option<&Declared>, config: &Config) {
+    /// What would be in force on top of a configuration and what would be cleared, if it were served.
+    pub fn preview(&self, config: &Config) -> (Overrides, Vec<Entry>) {
+        let mark = self.mark(&Actor::File, None);
+        let inner = self.lock();
+        let next = inner.state.follow(Some(&inner.declared), &Declared::of(config), &mark);
+        next.map_or_else(|| (inner.state.overrides(), Vec::new()), |(next, cleared)| (next.overrides(), cleared))
+    }
+
+    fn follow_from(&self, before: Option<&Declared>, config: &Config) -> Vec<Entry> {
         let mark = self.mark(&Actor::File, None);
         let mut inner = self.lock();
         inner.declared = Declared::of(config);
@@ -208,7 +218,7 @@ impl Keeper {
             drop(inner);
             return self.follow_shared(before, followed, &mark);
         }
-        let Some((next, entries)) = followed else { return };
+        let Some((next, entries)) = followed else { return Vec::new() };
         inner.put(next.clone(), false);
         let version = inner.version;
         drop(inner);
@@ -216,8 +226,8 @@ impl Keeper {
         if self.note_stored(self.file.write(&next)).is_ok() {
             self.lock().stored = version;
         }
-        self.audit(&entries, Request { actor: &Actor::File, claimed: None, reason: None });
         self.changed.notify_one();
+        entries
     }
 
     /// Lets clocks run out and stores what is not stored yet, until the drain starts.
@@ -310,15 +320,8 @@ impl Keeper {
     }
 
     pub(super) fn audit(&self, entries: &[Entry], Request { actor, claimed, reason }: Request<'_>) {
-        for Entry { kind, service, from, to } in entries {
-            let event = Event {
-                kind: *kind,
-                service: service.as_deref(),
-                from: from.as_ref().map(Said::value),
-                to: to.as_ref().map(Said::value),
-                reason,
-            };
-            self.telemetry.audit.record(&event, actor, claimed);
+        for entry in entries {
+            self.telemetry.audit.record_difference(entry, reason, actor, claimed);
         }
     }
 
@@ -365,15 +368,6 @@ impl Inner {
         self.version += 1;
         if is_stored {
             self.stored = self.version;
-        }
-    }
-}
-
-impl Said {
-    fn value(&self) -> Value<'_> {
-        match self {
-            Self::Share(share) => Value::Number(share.as_f64()),
-            Self::Text(text) => Value::Text(text),
         }
     }
 }

@@ -35,7 +35,17 @@ pub struct LastGood {
 impl LastGood {
     /// The copy below this directory, which need not exist yet.
     pub fn in_directory(directory: &Path) -> Self {
-        Self { path: directory.join("last-good.yaml"), offered: Arc::default(), writing: Arc::default() }
+        Self::at(directory.join("last-good.yaml"))
+    }
+
+    /// A copy in this file.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path, offered: Arc::default(), writing: Arc::default() }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The copy, as the text that was accepted; `None` when there is none.

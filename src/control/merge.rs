@@ -2,7 +2,9 @@
 //! changed the same, the newest intent wins, by time and then by the replica's name. Everything here is a function of
 //! states.
 
-use super::state::{Change, Clock, Declared, Entry, Mark, Migration, Override, ServiceState, Share, State};
+use super::state::{
+    Change, Clock, Declared, Entry, Mark, Migration, Override, ServiceState, Share, State, methods_entry,
+};
 use crate::telemetry::audit::Kind;
 
 /// One state of two.
@@ -53,7 +55,7 @@ fn merge_service(
     let of = name.to_owned();
     lost.extend(enabled.lost(|from, to| Entry::switch(Kind::Refused, Some(&of), *from, *to)));
     let methods = newest(&base.methods, &ours.methods, &theirs.methods);
-    lost.extend(methods.lost(|from, to| Entry::methods(Kind::Refused, name, from, to)));
+    lost.extend(methods.lost(|from, to| methods_entry(Kind::Refused, name, from, to)));
     ServiceState {
         clock: clock(base, ours, theirs, &share),
         percentage: share.kept.cloned(),

@@ -1,11 +1,14 @@
 //! The configuration that a process starts with: the file, or the last good one when the file is broken.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::candidate::{Candidate, one_line};
+use super::differences;
+use super::history::{Author, History};
 use super::last_good::{self, LastGood};
 use super::watch::Watch;
-use crate::config::{ConfigError, Environment, Problem};
+use crate::config::{ConfigError, Environment, Problem, Text};
 
 /// What a start serves.
 pub struct Opening<T> {
@@ -23,6 +26,8 @@ pub struct Opening<T> {
     pub last_good: LastGood,
     /// Why the last good copy cannot be used.
     pub damaged: Option<String>,
+    /// What was served, and when.
+    pub history: Arc<History>,
 }
 
 /// Reads a file for the first time, and watches it and what it names from then on. `compile` makes of it what can be
@@ -42,17 +47,24 @@ pub fn open<T>(
         let compiled = compile(&candidate)?;
         Ok::<_, ConfigError>((candidate, compiled))
     };
-    let (opened, last_good) = match attempt(Candidate::read(path, environment)) {
-        Ok((first, compiled)) => {
-            let directory = &first.config().reload.state_dir;
-            let last_good = LastGood::in_directory(directory);
-            last_good::remember(path, directory);
-            (Ok((first, compiled)), last_good)
+    let opened = attempt(Candidate::read(path, environment));
+    let (directory, seen) = match &opened {
+        Ok((first, _)) => {
+            let directory = first.config().reload.state_dir.clone();
+            last_good::remember(path, &directory);
+            (directory, first.text().hash())
         }
-        Err(error) => {
-            let directory = last_good::locate(path, &error.text);
-            (Err(error), LastGood::in_directory(&directory))
+        Err(error) => (last_good::locate(path, &error.text), error.text.hash()),
+    };
+    let (last_good, history) = (LastGood::in_directory(&directory), History::open(&directory));
+    let opened = match pinned(&history, &seen).map(|text| attempt(Candidate::decode(text, environment))) {
+        Some(Ok(pinned)) => Ok(pinned),
+        Some(Err(error)) => {
+            tracing::error!(error = error.summary(), "the pinned configuration cannot serve, the file does");
+            history.pin(None);
+            opened
         }
+        None => opened,
     };
     let (kept, damaged) = match last_good.read() {
         Ok(text) => (text, None),
@@ -81,7 +93,37 @@ pub fn open<T>(
     };
     watch.configure(&first.config().reload);
     watch.set_files(first.files(environment));
-    Ok(Opening { first, compiled, watch, broken, before, last_good, damaged })
+    remember(&history, &first, before.as_ref());
+    Ok(Opening { first, compiled, watch, broken, before, last_good, damaged, history })
+}
+
+/// The configuration that serves instead of the file whose text has the hash `seen`. Another text of the file is newer than
+/// the wish for an earlier one.
+fn pinned(history: &History, seen: &str) -> Option<Text> {
+    let pinned = history.pinned()?;
+    if pinned.seen != seen {
+        tracing::info!(hash = pinned.hash, "the file has changed and serves again");
+        history.pin(None);
+        return None;
+    }
+    let text = history.text(&pinned.hash);
+    if let Err(error) = &text {
+        tracing::error!(%error, "the pinned configuration cannot serve, the file does");
+        history.pin(None);
+    }
+    text.ok()
+}
+
+/// Whether something else than before is served belongs to the history too.
+fn remember(history: &Arc<History>, first: &Candidate, before: Option<&Candidate>) {
+    let hash = first.text().hash();
+    let newest = history.newest();
+    if newest.as_deref() == Some(&hash) {
+        return history.keep(first.text());
+    }
+    let changes = before.map(|before| differences::between(before.config(), first.config())).unwrap_or_default();
+    let before = before.map(|before| before.text().hash()).filter(|before| *before != hash).or(newest);
+    history.accepted(first.text(), before.as_deref(), changes, 1, &Author::file());
 }
 
 fn also(mut error: ConfigError, message: &str) -> ConfigError {

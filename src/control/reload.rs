@@ -1,27 +1,30 @@
 //! Keeps what is served equal to the newest file that can be served. A file that cannot changes nothing but the status,
 //! a metric and a log line; connections, pools, breakers and shares of what did not change are never touched.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
-use http::Method;
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::candidate::{Candidate, Compiled, one_line};
+use super::history::{Author, History, Pinned, short};
 use super::keeper::Keeper;
 use super::last_good::LastGood;
 use super::listeners::{self, Listeners};
 use super::restart::Fixed;
+use super::rollback::{RollbackError, RolledBack, Wish};
 use super::status::{Status, Trouble};
 use super::watch::Watch;
-use super::{expiry, mounts};
-use crate::config::{ConfigError, Environment, Problem, Severity, source};
+use super::{differences, expiry, lost_hosts, mounts};
+use crate::config::{ConfigError, Environment, OnLostHost, Problem, Severity, source};
 use crate::routing::live::Live;
-use crate::routing::snapshot::{Change, Changed, Means};
+use crate::routing::snapshot::Means;
 use crate::shutdown::Drain;
-use crate::telemetry::audit::{Actor, Event, Kind, Value};
+use crate::telemetry::audit::Kind;
+use crate::telemetry::difference::{Difference, Said};
 use crate::telemetry::labels::ReloadResult;
 use crate::telemetry::logs::LogHandle;
 use crate::telemetry::{Telemetry, access_log};
@@ -31,9 +34,6 @@ use crate::upstream::resolve::Resolver;
 
 /// More problems than this are counted in the log instead of listed.
 const MOST_PROBLEMS: usize = 20;
-
-/// As much of a hash as people compare.
-const SHORT_HASH: usize = 12;
 
 /// What a reload works on, and what it works with.
 pub struct Parts {
@@ -61,6 +61,10 @@ pub struct Parts {
     pub keeper: Arc<Keeper>,
     /// Where accepted files are kept.
     pub last_good: LastGood,
+    /// What was served, and when.
+    pub history: Arc<History>,
+    /// Wishes for an earlier configuration.
+    pub wishes: mpsc::Receiver<Wish>,
 }
 
 /// Serves newer files as they come.
@@ -106,7 +110,14 @@ impl Reloader {
     pub fn new(parts: Parts, first: Candidate, broken: Option<&ConfigError>) -> Self {
         let process = &parts.telemetry.process;
         process.started(broken.is_none(), SystemTime::now());
-        let configuration = parts.status.configuration();
+        let pinned = parts.history.pinned();
+        if let Some(Pinned { hash, by, .. }) = &pinned {
+            tracing::warn!(hash, by, "an earlier configuration serves until the file changes");
+        }
+        let configuration = parts.status.update(|configuration| {
+            configuration.pinned = pinned;
+            configuration.clone()
+        });
         process.configuration(configuration.generation, &configuration.hash);
         log_warnings(configuration.warnings.iter());
         let fixed = Fixed::of(first.config());
@@ -146,10 +157,14 @@ impl Reloader {
         loop {
             tokio::select! {
                 () = drain.started() => return,
-                changed = watch.changed() => self.reload(&changed, &mut watch),
+                changed = watch.changed() => drop(self.reload(&changed, &mut watch)),
                 () = self.requested.notified() => {
                     tracing::info!("reload requested");
-                    self.reload(&[], &mut watch)
+                    self.reload(&[], &mut watch);
+                }
+                Some(wish) = self.parts.wishes.recv() => {
+                    let outcome = self.roll_back(&wish, &mut watch);
+                    wish.answer(outcome);
                 }
             };
         }
@@ -160,7 +175,10 @@ impl Reloader {
         let is_named_file = |file: &PathBuf| *file != self.parts.path;
         let refreshes = changed.is_empty() || changed.iter().any(is_named_file);
         let outcome = match self.newer(watch) {
-            Ok(Some((candidate, ready))) => self.apply(candidate, ready, watch),
+            Ok(Some((candidate, ready))) => {
+                self.apply(candidate, ready, &Author::file(), None, watch);
+                Outcome::Applied
+            }
             Ok(None) if refreshes || self.files_failed => self.refresh(watch),
             Ok(None) => self.keep(watch),
             Err(error) => {
@@ -178,9 +196,18 @@ impl Reloader {
 
     /// The file as it is now, ready to be served; `None` when it is served already.
     fn newer(&self, watch: &mut Watch) -> Result<Option<(Candidate, Ready)>, ConfigError> {
-        let Parts { path, environment, .. } = &self.parts;
-        let text = source::read(path)?;
+        let Parts { path, environment, history, live, .. } = &self.parts;
+        let pinned = history.pinned();
+        let is_seen = |hash: &str| pinned.as_ref().is_some_and(|pinned| pinned.seen == hash);
+        let text = match source::read(path) {
+            Err(error) if is_seen(&error.text.hash()) => return Ok(None),
+            read => read?,
+        };
+        if is_seen(&text.hash()) {
+            return Ok(None);
+        }
         if text == *self.served.text() {
+            self.pin(None);
             return Ok(None);
         }
         let candidate = Candidate::decode(text, environment)?;
@@ -188,8 +215,52 @@ impl Reloader {
         let served = self.served.files(environment);
         watch.set_files(candidate.files(environment).into_iter().chain(served));
         candidate.check_tokens()?;
+        if candidate.config().reload.on_lost_host == OnLostHost::Refuse {
+            let lost = lost_hosts::find(&live.snapshot(), candidate.config(), Instant::now());
+            if !lost.is_empty() {
+                let message =
+                    format!("had traffic in the last 5 minutes and would be lost: {}", lost_hosts::listed(&lost));
+                let help = "keep the host, or say on_lost_host: warn in the same file".to_owned();
+                return Err(candidate.unfit("reload.on_lost_host", message, Some(help)));
+            }
+        }
         let ready = self.try_out(&candidate)?;
         Ok(Some((candidate, ready)))
+    }
+
+    /// Serves a configuration of the history until the file changes.
+    fn roll_back(&mut self, wish: &Wish, watch: &mut Watch) -> Result<RolledBack, RollbackError> {
+        let Parts { path, environment, history, .. } = &self.parts;
+        let hash = history.find(&wish.hash)?;
+        let before = self.served.text().hash();
+        let seen = source::read(path).map_or_else(|error| error.text.hash(), |text| text.hash());
+        let pinned = (seen != hash).then(|| Pinned {
+            hash: hash.clone(),
+            seen,
+            since: Timestamp::now(),
+            by: wish.author.actor.as_str().to_owned(),
+            reason: wish.author.reason.clone(),
+        });
+        let is_pinned = pinned.is_some();
+        let changes = if hash == before {
+            self.pin(pinned);
+            Vec::new()
+        } else {
+            let candidate = Candidate::decode(history.text(&hash)?, environment)?;
+            candidate.check_tokens()?;
+            let ready = self.try_out(&candidate)?;
+            self.apply(candidate, ready, &wish.author, pinned, watch)
+        };
+        self.start_probers();
+        Ok(RolledBack { hash, before, changes, pinned: is_pinned })
+    }
+
+    /// Follows the file, or does not until it changes.
+    fn pin(&self, pinned: Option<Pinned>) {
+        let Parts { history, status, .. } = &self.parts;
+        status.update(|configuration| configuration.pinned.clone_from(&pinned));
+        history.pin(pinned);
+        history.write_soon();
     }
 
     /// Everything that can fail.
@@ -214,8 +285,9 @@ impl Reloader {
         Ok(Ready { compiled, access, audit, sockets })
     }
 
-    /// Serves it from the next request and the next handshake on. Nothing in here can fail.
-    fn install(&self, candidate: &Candidate, ready: Ready) -> Vec<Change> {
+    /// Serves it from the next request and the next handshake on; nothing in here can fail. Tells what it cleared, and what
+    /// is in force otherwise than before.
+    fn install(&self, candidate: &Candidate, ready: Ready) -> (Vec<Difference>, Vec<Difference>) {
         let Ready { compiled: Compiled { snapshot, certificates }, access, audit, sockets } = ready;
         let Parts { telemetry, status, live, resolver, logs, keeper, .. } = &self.parts;
         let config = candidate.config();
@@ -224,44 +296,41 @@ impl Reloader {
         logs.set(config.log.level, config.log.format);
         resolver.configure(config.dns);
         self.parts.certificates.replace(certificates);
-        let changes = snapshot.take_over(&keeper.follow(config));
+        let (overrides, cleared) = keeper.follow(config);
+        let effective = snapshot.take_over(&overrides);
         live.install(snapshot);
         self.parts.listeners.install(sockets);
         status.tick(&live.snapshot());
         self.show_certificates();
         self.show_restart_needed(&self.fixed.changed(config));
-        changes
+        (cleared, effective)
     }
 
-    /// Serves another text.
-    fn apply(&mut self, candidate: Candidate, ready: Ready, watch: &mut Watch) -> Outcome {
-        let changes = self.install(&candidate, ready);
+    /// Serves another text, and tells everybody.
+    fn apply(
+        &mut self,
+        candidate: Candidate,
+        ready: Ready,
+        author: &Author,
+        pinned: Option<Pinned>,
+        watch: &mut Watch,
+    ) -> Vec<Difference> {
+        self.warn_of_lost_hosts(&candidate);
+        let declared = differences::between(self.served.config(), candidate.config());
+        let (cleared, effective) = self.install(&candidate, ready);
+        let changes = joined(cleared, effective, declared);
+        self.pin(pinned);
         watch.set_files(candidate.files(&self.parts.environment));
         watch.configure(&candidate.config().reload);
         self.files_failed = false;
-        self.announce(&candidate, &changes);
+        self.announce(&candidate, &changes, author);
         self.served = candidate;
-        Outcome::Applied
+        changes
     }
 
     /// Tells everybody about another text.
-    fn announce(&self, candidate: &Candidate, changes: &[Change]) {
-        let Parts { telemetry, status, path, .. } = &self.parts;
-        for change in changes {
-            let service = change.service.as_deref();
-            match &change.what {
-                Changed::Share { from, to } => {
-                    let (from, to) = (Value::Number(from.as_f64()), Value::Number(to.as_f64()));
-                    audit(telemetry, Kind::Percentage, service, from, to);
-                }
-                Changed::Enabled(to) => audit(telemetry, Kind::Enabled, service, switch(!to), switch(*to)),
-                Changed::SafeMode(to) => audit(telemetry, Kind::SafeMode, service, switch(!to), switch(*to)),
-                Changed::Methods { from, to } => {
-                    let (from, to) = (listed_methods(from), listed_methods(to));
-                    audit(telemetry, Kind::Methods, service, Value::Text(&from), Value::Text(&to));
-                }
-            }
-        }
+    fn announce(&self, candidate: &Candidate, changes: &[Difference], author: &Author) {
+        let Parts { telemetry, status, path, history, .. } = &self.parts;
         let warnings: Vec<String> = mounts::warning(path).into_iter().chain(candidate.warning_lines()).collect();
         let hash = candidate.text().hash();
         let before = status.update(|configuration| {
@@ -275,7 +344,11 @@ impl Reloader {
             before
         });
         let generation = before.generation + 1;
-        audit(telemetry, Kind::Config, None, Value::Text(short(&before.hash)), Value::Text(short(&hash)));
+        telemetry.audit.set_generation(generation);
+        let Author { actor, claimed, reason } = author;
+        let hashes = (short(&before.hash), short(&hash));
+        telemetry.audit.record_configuration(changes, hashes, reason.as_deref(), actor, claimed.as_deref());
+        history.accepted(candidate.text(), Some(&before.hash), changes.to_vec(), generation, author);
         telemetry.process.configuration(generation, &hash);
         telemetry.process.reloaded(ReloadResult::Applied, SystemTime::now());
         let services = candidate.config().services.len();
@@ -284,6 +357,18 @@ impl Reloader {
         status.set_trouble(Trouble::LastGoodServes, None);
         status.set_trouble(Trouble::Tokens, None);
         self.keep_as_last_good(candidate);
+    }
+
+    /// Clients of hosts that are not claimed any more get an error from now on; it is shown until the next load.
+    fn warn_of_lost_hosts(&self, candidate: &Candidate) {
+        let Parts { live, status, .. } = &self.parts;
+        let lost = lost_hosts::find(&live.snapshot(), candidate.config(), Instant::now());
+        let text = (!lost.is_empty()).then(|| {
+            let hosts = lost_hosts::listed(&lost);
+            tracing::warn!(hosts, "the new configuration drops hosts that had traffic in the last 5 minutes");
+            format!("the configuration dropped hosts that had traffic: {hosts}")
+        });
+        status.set_trouble(Trouble::LostHosts, text);
     }
 
     /// Keeps an accepted file for a start with a broken one. A slow disk must hold up nothing here.
@@ -414,13 +499,30 @@ struct Ready {
     sockets: listeners::Prepared,
 }
 
-fn audit(telemetry: &Telemetry, kind: Kind, service: Option<&str>, from: Value<'_>, to: Value<'_>) {
-    let event = Event { kind, service, from: Some(from), to: Some(to), reason: None };
-    telemetry.audit.record(&event, &Actor::File, None);
-}
-
-fn switch(on: bool) -> Value<'static> {
-    Value::Text(if on { "on" } else { "off" })
+/// Everything that another configuration changed, each thing once: overrides that it cleared, what is in force otherwise
+/// than before, and what it declares otherwise beside that.
+fn joined(cleared: Vec<Difference>, effective: Vec<Difference>, declared: Vec<Difference>) -> Vec<Difference> {
+    let kind_of = |cleared: &Difference| match &cleared.to {
+        Some(Said::Share(_)) => Kind::Percentage,
+        Some(Said::Text(text)) if matches!(text.as_str(), "on" | "off") => Kind::Enabled,
+        _ => Kind::Methods,
+    };
+    let mut told: HashMap<Option<&str>, Vec<&Difference>> = HashMap::new();
+    for one in &cleared {
+        told.entry(one.service.as_deref()).or_default().push(one);
+    }
+    let is_told = |one: &Difference| {
+        told.get(&one.service.as_deref())
+            .into_iter()
+            .flatten()
+            .any(|cleared| kind_of(cleared) == one.kind && (&cleared.from, &cleared.to) == (&one.from, &one.to))
+    };
+    let effective: Vec<_> = effective.into_iter().filter(|one| !is_told(one)).collect();
+    let is_in_force = |kind| matches!(kind, Kind::Percentage | Kind::Enabled | Kind::Methods | Kind::SafeMode);
+    // Services that come or go have no share before or after.
+    let is_more = |one: &Difference| !is_in_force(one.kind) || one.from.is_none() || one.to.is_none();
+    let declared = declared.into_iter().filter(is_more);
+    cleared.into_iter().chain(effective).chain(declared).collect()
 }
 
 fn note_kept(telemetry: &Telemetry, status: &Status, kept: &Result<(), String>) {
@@ -430,15 +532,6 @@ fn note_kept(telemetry: &Telemetry, status: &Status, kept: &Result<(), String>) 
     if let (true, Err(error)) = (status.set_trouble(Trouble::LastGoodUnstored, kept.clone().err()), kept) {
         tracing::error!(%error, "the accepted file cannot be kept, a start with a broken one will fail");
     }
-}
-
-fn listed_methods(methods: &[Method]) -> String {
-    let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
-    if names.is_empty() { "all".to_owned() } else { names.join(",") }
-}
-
-fn short(hash: &str) -> &str {
-    hash.get(..SHORT_HASH).unwrap_or(hash)
 }
 
 /// Says each warning of a file; of very many only the first ones.

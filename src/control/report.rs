@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::fleet::{Fleet, View};
+use super::history::Pinned;
 use super::keeper::Keeper;
 use super::status::{Configuration, Status};
 use crate::config::{Mode, Protocol};
@@ -70,6 +71,22 @@ pub struct ConfigReport {
     pub restart_needed: Vec<String>,
     /// What works, but hardly as meant.
     pub warnings: Vec<String>,
+    /// This configuration serves instead of the file, until the file changes.
+    #[serde(default)]
+    pub pinned: Option<PinnedReport>,
+}
+
+/// `config.pinned`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PinnedReport {
+    /// The hash of what serves.
+    pub hash: String,
+    /// Since when.
+    pub since: String,
+    /// Who wanted it.
+    pub by: String,
+    /// Why.
+    pub reason: Option<String>,
 }
 
 /// One entry of `services`.
@@ -229,7 +246,12 @@ impl Reporter<'_> {
         let ends = ending(configuration, moment.time);
         let troubles = self.status.troubles();
         let replicas = self.of_replicas(Fleet::troubles, snapshot, configuration);
+        let pinned = configuration.pinned.iter().map(|pinned| {
+            let hash = super::history::short(&pinned.hash);
+            format!("configuration {hash} was pinned by {}: the file is not followed until it changes", pinned.by)
+        });
         rejected
+            .chain(pinned)
             .chain(troubles)
             .chain(replicas)
             .chain(safe_mode)
@@ -353,6 +375,12 @@ impl From<Configuration> for ConfigReport {
             loaded_at: rfc3339_time(configuration.loaded_at),
             last_error: configuration.last_error,
             restart_needed: configuration.restart_needed,
+            pinned: configuration.pinned.map(|Pinned { hash, since, by, reason, .. }| PinnedReport {
+                hash,
+                since: rfc3339_time(since),
+                by,
+                reason,
+            }),
             warnings: configuration.warnings,
         }
     }

@@ -9,9 +9,8 @@ use jiff::Timestamp;
 use super::keeper::{AGAIN, Applied, ChangeError, EXPIRY, Inner, Keeper, Request, UNKNOWN, tell_expired};
 use super::merge::{self, Lost, Merged};
 use super::shared::{self, Content, Found, Learnt, PATIENCE, Remote, RemoteError, Shared};
-use super::state::{Change, Changed, Declared, Entry, Mark, Refusal, State};
+use super::state::{self, Change, Changed, Declared, Entry, Mark, Refusal, State};
 use super::status::Trouble;
-use crate::routing::snapshot;
 use crate::telemetry::audit::Actor;
 
 /// How long a change may take with all its tries, and how long one that takes traffic off new waits for anybody.
@@ -107,7 +106,7 @@ impl Keeper {
                 (known, shared.and_then(|shared| shared.lost.clone()), step(&inner))
             };
             let Some((next, entries)) = outcome? else { return Ok(None) };
-            let adds = entries.iter().any(Entry::adds_to_new);
+            let adds = entries.iter().any(state::adds_to_new);
             let patience = if adds { WHOLE } else { HURRY }.saturating_sub(start.elapsed());
             let mut attempted = None;
             let error = match (lost, known) {
@@ -184,7 +183,7 @@ impl Keeper {
     }
 
     /// Takes over what is shared; tells what is served otherwise from now on.
-    fn settle(&self, found: Found, how: Learnt) -> Vec<snapshot::Change> {
+    fn settle(&self, found: Found, how: Learnt) -> Vec<Entry> {
         let mark = self.mark(&Actor::File, None);
         let unreadable = match &found.content {
             Content::Unreadable { error, .. } => Some(format!("what replicas share makes no sense: {error}")),
@@ -230,16 +229,21 @@ impl Keeper {
         changes
     }
 
-    /// The file of this replica has changed the state, or not.
-    pub(super) fn follow_shared(&self, before: Option<&Declared>, followed: Option<Changed>, mark: &Mark) {
+    /// The file of this replica has changed the state, or not. Gives what it cleared, which is to be audited.
+    pub(super) fn follow_shared(
+        &self,
+        before: Option<&Declared>,
+        followed: Option<Changed>,
+        mark: &Mark,
+    ) -> Vec<Entry> {
         let mut inner = self.lock();
-        let Inner { declared, shared: Some(shared), .. } = &mut *inner else { return };
+        let Inner { declared, shared: Some(shared), .. } = &mut *inner else { return Vec::new() };
         let is_opening = shared.opening.is_some();
         if is_opening && let Some((base, _)) = shared.base.follow(before, declared, mark) {
             // The file is followed once more when it is known what is shared: until then this is nobody's intent.
             shared.base = base;
         }
-        let Some((next, entries)) = followed else { return };
+        let Some((next, entries)) = followed else { return Vec::new() };
         let base = shared.base.clone();
         inner.put(next.clone(), false);
         drop(inner);
@@ -248,10 +252,8 @@ impl Keeper {
         if let Err(error) = kept {
             tracing::debug!(error, "no copy of the state");
         }
-        if !is_opening {
-            self.audit(&entries, Request { actor: &Actor::File, claimed: None, reason: None });
-        }
         self.changed.notify_one();
+        if is_opening { Vec::new() } else { entries }
     }
 
     /// Does what is due, and tells how long nothing will be.

@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Percent};
 use crate::routing::overrides::{Overrides, ServiceOverrides};
 use crate::telemetry::audit::Kind;
-
-/// What no list of methods means.
-const ALL: &str = "all";
+use crate::telemetry::difference::ALL_METHODS;
+pub use crate::telemetry::difference::{Difference as Entry, Said};
 
 /// The longest clock: whoever wants more does not want a clock.
 pub const LONGEST_CLOCK: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -174,28 +173,6 @@ pub enum Share {
     To(Percent),
     /// So many hundredths of a percent more or less, within 0 and 100.
     By(i32),
-}
-
-/// One thing that changed, for the audit.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    /// What kind of change.
-    pub kind: Kind,
-    /// Of which service; `None` for all.
-    pub service: Option<String>,
-    /// Before.
-    pub from: Option<Said>,
-    /// From now on.
-    pub to: Option<Said>,
-}
-
-/// A value in an audit line.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Said {
-    /// A share.
-    Share(Percent),
-    /// Anything else.
-    Text(String),
 }
 
 /// Why a change was not made.
@@ -380,7 +357,7 @@ impl State {
             if moved(&|earlier| earlier.methods == now.methods)
                 && let Some(cleared) = clear(&mut service.methods, now.methods.clone(), mark)
             {
-                entries.push(Entry::methods(Kind::Cleared, name, &cleared, &now.methods));
+                entries.push(methods_entry(Kind::Cleared, name, &cleared, &now.methods));
             }
         }
         (!entries.is_empty()).then_some((next, entries))
@@ -420,7 +397,7 @@ impl State {
                 if to.adds_to(&from) {
                     self.allow_increase(name)?;
                 }
-                entries.push(Entry::methods(Kind::Methods, name, &from, &to));
+                entries.push(methods_entry(Kind::Methods, name, &from, &to));
                 service.methods = Some(Override { value: to, declared: file.methods.clone(), mark: mark.clone() });
             }
         }
@@ -467,7 +444,8 @@ impl State {
             let Some(service) = next.services.get_mut(name) else { continue };
             if service.clock.take().is_some() {
                 let share = service.percentage.as_ref().map(|share| Said::Share(share.value));
-                entries.push(Entry { kind: Kind::Confirm, service: Some(name.clone()), from: None, to: share });
+                let service = Some(name.clone());
+                entries.push(Entry { kind: Kind::Confirm, service, key: None, from: None, to: share });
             }
         }
         Ok((next, entries))
@@ -556,38 +534,26 @@ impl Methods {
     }
 
     fn said(&self) -> Said {
-        let names: Vec<&str> = self.0.iter().map(Method::as_str).collect();
-        Said::Text(if names.is_empty() { ALL.to_owned() } else { names.join(",") })
+        Said::methods(&self.0)
     }
 }
 
-impl Entry {
-    pub(super) fn share(kind: Kind, service: &str, from: Percent, to: Percent) -> Self {
-        let said = |share: Percent| Some(Said::Share(share));
-        Self { kind, service: Some(service.to_owned()), from: said(from), to: said(to) }
-    }
-
-    pub(super) fn switch(kind: Kind, service: Option<&String>, from: bool, to: bool) -> Self {
-        let said = |on: bool| Some(Said::Text(if on { "on" } else { "off" }.to_owned()));
-        Self { kind, service: service.cloned(), from: said(from), to: said(to) }
-    }
-
-    /// Whether more traffic may go to new than before.
-    pub fn adds_to_new(&self) -> bool {
-        match (self.kind, &self.from, &self.to) {
-            (Kind::Percentage, Some(Said::Share(from)), Some(Said::Share(to))) => to > from,
-            (Kind::Enabled, Some(Said::Text(from)), Some(Said::Text(to))) => from == "off" && to == "on",
-            (Kind::SafeMode, _, Some(Said::Text(to))) => to == "off",
-            (Kind::Methods, Some(Said::Text(from)), Some(Said::Text(to))) => {
-                from != ALL && (to == ALL || to.split(',').any(|method| !from.split(',').any(|known| known == method)))
-            }
-            _ => false,
+/// Whether more traffic may go to new than before.
+pub fn adds_to_new(entry: &Entry) -> bool {
+    match (entry.kind, &entry.from, &entry.to) {
+        (Kind::Percentage, Some(Said::Share(from)), Some(Said::Share(to))) => to > from,
+        (Kind::Enabled, Some(Said::Text(from)), Some(Said::Text(to))) => from == "off" && to == "on",
+        (Kind::SafeMode, _, Some(Said::Text(to))) => to == "off",
+        (Kind::Methods, Some(Said::Text(from)), Some(Said::Text(to))) => {
+            from != ALL_METHODS
+                && (to == ALL_METHODS || to.split(',').any(|method| !from.split(',').any(|known| known == method)))
         }
+        _ => false,
     }
+}
 
-    pub(super) fn methods(kind: Kind, service: &str, from: &Methods, to: &Methods) -> Self {
-        Self { kind, service: Some(service.to_owned()), from: Some(from.said()), to: Some(to.said()) }
-    }
+pub(super) fn methods_entry(kind: Kind, service: &str, from: &Methods, to: &Methods) -> Entry {
+    Entry { kind, service: Some(service.to_owned()), key: None, from: Some(from.said()), to: Some(to.said()) }
 }
 
 /// Turns a switch on or off; nothing is told when it was so already.
@@ -883,15 +849,15 @@ mod tests {
     #[test]
     fn only_what_adds_traffic_needs_to_be_stored() {
         let methods = |from: &[Method], to: &[Method]| {
-            Entry::methods(Kind::Methods, "a", &Methods(from.to_vec()), &Methods(to.to_vec())).adds_to_new()
+            adds_to_new(&methods_entry(Kind::Methods, "a", &Methods(from.to_vec()), &Methods(to.to_vec())))
         };
         assert!(methods(&[Method::GET], &[]) && methods(&[Method::GET], &[Method::GET, Method::POST]));
         assert!(!methods(&[], &[Method::GET]) && !methods(&[Method::GET, Method::POST], &[Method::GET]));
         let name = "a".to_owned();
-        assert!(Entry::switch(Kind::Enabled, Some(&name), false, true).adds_to_new());
-        assert!(!Entry::switch(Kind::Enabled, Some(&name), true, true).adds_to_new());
-        assert!(!Entry::switch(Kind::SafeMode, None, false, true).adds_to_new());
-        assert!(Entry::switch(Kind::SafeMode, None, true, false).adds_to_new());
+        assert!(adds_to_new(&Entry::switch(Kind::Enabled, Some(&name), false, true)));
+        assert!(!adds_to_new(&Entry::switch(Kind::Enabled, Some(&name), true, true)));
+        assert!(!adds_to_new(&Entry::switch(Kind::SafeMode, None, false, true)));
+        assert!(adds_to_new(&Entry::switch(Kind::SafeMode, None, true, false)));
     }
 
     #[test]

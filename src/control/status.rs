@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::candidate::Candidate;
 use super::fleet::Fleet;
+use super::history::Pinned;
 use crate::config::Environment;
 use crate::routing::live::Live;
 use crate::routing::service::Service;
@@ -51,6 +52,8 @@ pub enum Trouble {
     StateUnshared,
     /// What replicas share cannot be watched.
     StateUnwatched,
+    /// The file dropped hosts that had traffic.
+    LostHosts,
 }
 
 /// The configuration that is served, and what became of the file since.
@@ -72,6 +75,8 @@ pub struct Configuration {
     pub warnings: Vec<String>,
     /// When the certificates in use end.
     pub certificates: Vec<CertificateExpiry>,
+    /// It serves instead of the file, until that changes.
+    pub pinned: Option<Pinned>,
 }
 
 impl Status {
@@ -86,6 +91,7 @@ impl Status {
             restart_needed: Vec::new(),
             warnings: mount.into_iter().chain(first.warning_lines()).collect(),
             certificates: Vec::new(),
+            pinned: None,
         };
         Arc::new(Self {
             fleet: Fleet::default(),

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
+use super::history::History;
 use super::keeper::Keeper;
 use super::listeners::{self, Listeners};
 use super::opening::{self, Opening};
 use super::reload::{Outcome, Parts, Reloader};
+use super::rollback::{self, RollbackHandle};
 use super::state_file::StateFile;
 use super::status::Status;
 use super::watch::Watch;
@@ -51,6 +53,8 @@ pub(crate) struct Bench {
     pub(crate) readiness: Readiness,
     pub(crate) suspicion: Arc<Suspicion>,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) history: Arc<History>,
+    pub(crate) rollbacks: RollbackHandle,
     pub(crate) reloader: Reloader,
     pub(crate) watch: Watch,
     pub(crate) directory: TempDir,
@@ -70,12 +74,14 @@ impl Bench {
         let resolver =
             Resolver::new(crate::config::Dns::default(), Sources::default(), tokio::runtime::Handle::current());
         let means = Means { environment: &environment, resolver: &resolver, workers: 1 };
-        let Opening { first, compiled, watch, broken, before, last_good, .. } =
+        let Opening { first, compiled, watch, broken, before, last_good, history, .. } =
             opening::open(&path, &environment, |candidate| candidate.compile(None, &means))?;
         let log = &first.config().log;
         let telemetry = Arc::new(Telemetry::new(log, 1).map_err(|error| first.unwritable(&error))?);
         let status = Status::new(&environment, &first, None);
         let live = Live::new(compiled.snapshot);
+        history.listen_to(&telemetry.audit);
+        let (rollbacks, wishes) = rollback::channel();
         let keeper = Keeper::open(
             StateFile::in_directory(&first.config().reload.state_dir),
             first.config(),
@@ -99,6 +105,8 @@ impl Bench {
             status,
             keeper: keeper.clone(),
             last_good,
+            history: history.clone(),
+            wishes,
         };
         Ok(Self {
             live: parts.live.clone(),
@@ -108,6 +116,8 @@ impl Bench {
             readiness: Readiness::default(),
             suspicion: Arc::default(),
             keeper,
+            history,
+            rollbacks,
             reloader: Reloader::new(parts, first, broken.as_ref()),
             watch,
             directory,

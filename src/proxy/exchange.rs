@@ -13,11 +13,12 @@ use super::connection::{Busy, Connection};
 use super::host::Host;
 use super::sender::RequestId;
 use crate::config::Cluster;
-use crate::routing::decide::Decision;
+use crate::routing::decide::{Decision, RuleId};
 use crate::routing::service::Service;
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_line::{Line, RequestText, Try};
 use crate::telemetry::labels::{Outcome, Reason, RejectCause, Target};
+use crate::telemetry::recent::{self, PathStart, Recorded};
 use crate::upstream::body::Progress;
 
 /// nginx' status for a client that left before the response head. Only in logs and metrics.
@@ -95,7 +96,7 @@ impl Exchange {
         exchange.is_relayed = true;
         exchange.client = connection.peer.ip().to_canonical();
         exchange.host = HeaderValue::from_str(server_name).ok();
-        exchange.found(service);
+        exchange.found(service, server_name);
         exchange
     }
 
@@ -146,8 +147,10 @@ impl Exchange {
         self.request_id = Some(id);
     }
 
-    /// A service claims the host.
-    pub fn found(&mut self, service: &Arc<Service>) {
+    /// A service claims the host of this name.
+    pub fn found(&mut self, service: &Arc<Service>, name: &str) {
+        let agent = self.user_agent.as_ref().map_or(&b""[..], |agent| agent.as_bytes());
+        service.lasting.callers.note(name, self.client, agent, self.start);
         self.service = Some(service.clone());
     }
 
@@ -261,8 +264,28 @@ impl Exchange {
             let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let received = self.upload.as_ref().map_or(self.received, |upload| upload.bytes());
             service.meters.request(self.answered_by, self.reason, status, duration, received, self.sent);
+            self.record(service);
         }
         self.write(duration);
+    }
+
+    /// Keeps the decision among the last ones.
+    fn record(&self, service: &Service) {
+        let Some(decision) = &self.decision else { return };
+        let path = self.target.as_ref().filter(|_| !self.is_relayed).map_or("", PathAndQuery::path);
+        self.telemetry.recent.record(Recorded {
+            at: self.start,
+            service: service.lasting.callers.service().clone(),
+            client: self.client,
+            method: if self.is_relayed { Some(Method::CONNECT) } else { recent::short_method(&self.method) },
+            path: PathStart::of(path),
+            decided: decision.cluster,
+            rule: decision.rule.map(RuleId::reason),
+            bucket: decision.bucket.map(|bucket| bucket.basis_points()),
+            target: self.answered_by,
+            reason: self.reason,
+            status: if self.is_relayed { 0 } else { self.status },
+        });
     }
 
     fn write(&self, duration: Duration) {

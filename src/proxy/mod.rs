@@ -235,7 +235,7 @@ impl Proxy {
         };
         exchange.identified(&host, client, id.clone());
         if let Ok(service) = &service {
-            exchange.found(service);
+            exchange.found(service, host.name());
         }
         if !trusted && self.suspicion.note(peer, headers) {
             warn_of_forwarder(peer);

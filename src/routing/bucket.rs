@@ -18,6 +18,11 @@ impl Bucket {
     /// The first position to move to new.
     pub const FIRST: Self = Self(0);
 
+    /// The position of these hundredths of a percent, if that is one.
+    pub fn from_basis_points(value: u16) -> Option<Self> {
+        (u64::from(value) < POSITIONS).then_some(Self(value))
+    }
+
     /// A position from 32 random bits. Each position has the same chance but for one part in 400 000.
     pub fn draw(random: u32) -> Self {
         Self(((u64::from(random) * POSITIONS) >> 32) as u16)

@@ -108,11 +108,25 @@ pub fn decide(
     share: Percent,
     availability: impl FnOnce() -> Availability,
     facts: &Facts<'_>,
+    dice: impl FnMut() -> u128,
+    trace: &mut impl Trace,
+) -> Decision {
+    decide_by_key(rules, switches, share, rules.key(facts), availability, facts, dice, trace)
+}
+
+/// The same for a request whose key, given as the index of its source and its bucket, is known already.
+#[expect(clippy::too_many_arguments, reason = "they are what a decision looks at, and one of them is known")]
+pub fn decide_by_key(
+    rules: &Rules,
+    switches: Switches,
+    share: Percent,
+    key: Option<(usize, Bucket)>,
+    availability: impl FnOnce() -> Availability,
+    facts: &Facts<'_>,
     mut dice: impl FnMut() -> u128,
     trace: &mut impl Trace,
 ) -> Decision {
     let share = rules.share(share);
-    let key = rules.key(facts);
     let choice = choose(rules, switches, share, facts, key, &mut dice, trace);
     let mut decision = choice.decision(rules, key);
     if decision.cluster == Cluster::Old {

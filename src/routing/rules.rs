@@ -187,6 +187,16 @@ impl Rules {
         self.only_from.is_empty() || (is_known(client) && self.only_from.contains(client))
     }
 
+    /// Whether every path may go to new.
+    pub fn has_all_paths(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    /// Whether headers or cookies of this client may decide.
+    pub fn looks_at_headers(&self, client: IpAddr) -> bool {
+        !(self.header_rules.is_empty() && self.cookie_rules.is_empty()) && self.may_choose(client)
+    }
+
     /// The first header rule that matches.
     pub fn header_rule(&self, facts: &Facts<'_>) -> Option<Match> {
         if self.header_rules.is_empty() || !self.may_choose(facts.client) {

@@ -12,6 +12,7 @@ use super::rules::Rules;
 use super::safe_mode::SafeMode;
 use super::weight::Weight;
 use crate::config::{self, Cluster, FailureKind, HttpVersion, Limits, ListenTimeouts, Mode, UnknownHost};
+use crate::telemetry::Callers;
 use crate::telemetry::metrics::ServiceMeters;
 use crate::upstream::Upstream;
 use crate::upstream::budget::Budget;
@@ -45,6 +46,8 @@ pub struct Lasting {
     pub enabled: AtomicBool,
     /// How many tries again there may be.
     pub budget: Budget,
+    /// Who comes.
+    pub callers: Callers,
 }
 
 /// A service.

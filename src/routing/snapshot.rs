@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use http::Method;
 use rustls::pki_types::ServerName;
 
 use super::client_address::Trust;
@@ -17,7 +16,10 @@ use super::safe_mode::{Cause, SafeMode};
 use super::service::{Edge, Lasting, Service, wanted};
 use super::table::Table;
 use super::weight::Weight;
-use crate::config::{self, Authority, Cluster, ClusterOptions, Config, Environment, Mode, Percent, Protocol};
+use crate::config::{self, Authority, Cluster, ClusterOptions, Config, Environment, Mode, Protocol};
+use crate::telemetry::Callers;
+use crate::telemetry::audit::Kind;
+use crate::telemetry::difference::{Difference, Said};
 use crate::telemetry::metrics::ServiceMeters;
 use crate::tls;
 use crate::tls::client::{Fault, Identities, Identity};
@@ -62,38 +64,6 @@ pub struct Unusable {
     pub key: String,
     /// What is wrong.
     pub error: tls::Error,
-}
-
-/// What a new snapshot changed in force, to be audited.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// The service; `None` for all of them.
-    pub service: Option<String>,
-    /// What changed.
-    pub what: Changed,
-}
-
-/// A share, a switch or methods.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Changed {
-    /// The share of new.
-    Share {
-        /// Before.
-        from: Percent,
-        /// From now on.
-        to: Percent,
-    },
-    /// `migration.enabled`, as it is from now on.
-    Enabled(bool),
-    /// Safe mode of one cause, as it is from now on.
-    SafeMode(bool),
-    /// The methods that move by share; none: all.
-    Methods {
-        /// Before.
-        from: Arc<Vec<Method>>,
-        /// From now on.
-        to: Vec<Method>,
-    },
 }
 
 impl Snapshot {
@@ -146,34 +116,35 @@ impl Snapshot {
 
     /// Brings shares and switches to what this configuration declares and `overrides` change; called when either of them
     /// is another one. Tells what is in force otherwise than before.
-    pub fn take_over(&self, overrides: &Overrides) -> Vec<Change> {
+    pub fn take_over(&self, overrides: &Overrides) -> Vec<Difference> {
         let mut changes = Vec::new();
         for (cause, on) in [(Cause::File, self.config.safe_mode), (Cause::Command, overrides.safe_mode)] {
             if self.safe_mode.set(cause, on) {
-                changes.push(Change { service: None, what: Changed::SafeMode(on) });
+                changes.push(Difference::switch(Kind::SafeMode, None, !on, on));
             }
         }
         for service in &self.services {
             let config::Service { migration, safe_mode, .. } = &service.config;
             let overrides = overrides.of(service.name());
             let lasting = &service.lasting;
-            let mut changed = |what| changes.push(Change { service: Some(service.name().to_owned()), what });
+            let name = Some(&service.config.name);
             for (cause, on) in [(Cause::File, *safe_mode), (Cause::Command, overrides.safe_mode)] {
                 if lasting.safe_mode.set(cause, on) {
-                    changed(Changed::SafeMode(on));
+                    changes.push(Difference::switch(Kind::SafeMode, name, !on, on));
                 }
             }
             let enabled = overrides.enabled.unwrap_or(migration.enabled);
             if lasting.enabled.swap(enabled, Ordering::Relaxed) != enabled {
-                changed(Changed::Enabled(enabled));
+                changes.push(Difference::switch(Kind::Enabled, name, !enabled, enabled));
             }
             let share = overrides.percentage.unwrap_or(migration.percentage);
             if let Some(share) = lasting.weight.set(migration.percentage, share) {
-                changed(Changed::Share { from: share.from, to: share.to });
+                changes.push(Difference::share(Kind::Percentage, service.name(), share.from, share.to));
             }
             let methods = overrides.methods.as_ref().unwrap_or(&migration.methods);
             if let Some(from) = service.rules.set_methods(methods) {
-                changed(Changed::Methods { from, to: methods.clone() });
+                let (from, to) = (Some(Said::methods(&from)), Some(Said::methods(methods)));
+                changes.push(Difference { kind: Kind::Methods, service: name.cloned(), key: None, from, to });
             }
         }
         changes
@@ -363,5 +334,6 @@ fn lasting(service: &config::Service) -> Lasting {
         safe_mode: SafeMode::new(service.safe_mode),
         enabled: AtomicBool::new(service.migration.enabled),
         budget: Budget::new(Instant::now()),
+        callers: Callers::new(&service.name),
     }
 }

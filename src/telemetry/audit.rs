@@ -1,12 +1,16 @@
 //! Who changed what, when and why: one line per change, written before the change is reported as done.
 
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value as Json};
 use tracing::error;
 
+use super::difference::{Difference, Said};
 use super::sink::{Sink, SinkError};
 use super::text;
 use crate::config::{Log, LogFormat};
@@ -37,7 +41,8 @@ impl Actor {
 }
 
 /// What was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// The share of new.
     Percentage,
@@ -59,10 +64,20 @@ pub enum Kind {
     Config,
     /// Nothing: the change was refused.
     Refused,
+    /// A host that the configuration claims, or does not claim any more.
+    Host,
+    /// Where requests are sent, and how.
+    Target,
+    /// Who goes where, beside the share.
+    Rules,
+    /// Who is believed.
+    Trust,
+    /// Anything else that the configuration says.
+    Setting,
 }
 
 impl Kind {
-    /// The word in audit lines.
+    /// The word in the history and in answers.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Percentage => "percentage",
@@ -75,6 +90,19 @@ impl Kind {
             Self::Cleared => "cleared",
             Self::Config => "config",
             Self::Refused => "refused",
+            Self::Host => "host",
+            Self::Target => "target",
+            Self::Rules => "rules",
+            Self::Trust => "trust",
+            Self::Setting => "setting",
+        }
+    }
+
+    /// The word in audit lines, which tell of the file's own matters with one word and their key.
+    fn audited(self) -> Self {
+        match self {
+            Self::Host | Self::Target | Self::Rules | Self::Trust | Self::Setting => Self::Config,
+            other => other,
         }
     }
 }
@@ -107,6 +135,45 @@ pub struct Event<'a> {
 #[derive(Debug)]
 pub struct Audit {
     state: Mutex<State>,
+    /// Of the configuration that is served.
+    generation: AtomicU64,
+    listener: OnceLock<Listener>,
+}
+
+/// Hears of changes once they are written.
+struct Listener(Box<dyn Fn(&Heard<'_>) + Send + Sync>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
+}
+
+/// A change that was written.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard<'a> {
+    /// What was changed.
+    pub difference: &'a Difference,
+    /// Why, in the actor's words.
+    pub reason: Option<&'a str>,
+    /// Who changed it, as we know it.
+    pub actor: &'a Actor,
+    /// Who changed it, as the caller says.
+    pub claimed: Option<&'a str>,
+    /// When.
+    pub time: Timestamp,
+    /// Under which configuration.
+    pub generation: u64,
+}
+
+/// One line, taken apart.
+struct Told<'a> {
+    event: &'a Event<'a>,
+    key: Option<&'a str>,
+    actor: &'a Actor,
+    claimed: Option<&'a str>,
+    time: Timestamp,
+    generation: u64,
 }
 
 #[derive(Debug)]
@@ -129,16 +196,81 @@ impl Audit {
     /// Opens `log.audit_path`.
     pub fn new(log: &Log) -> Result<Self, SinkError> {
         let sink = Sink::open(&log.audit_path)?;
-        Ok(Self { state: Mutex::new(State { path: log.audit_path.clone(), format: log.format, sink }) })
+        let state = Mutex::new(State { path: log.audit_path.clone(), format: log.format, sink });
+        Ok(Self { state, generation: AtomicU64::new(1), listener: OnceLock::new() })
     }
 
     /// Writes one change. `claimed` is who the caller says to be.
     pub fn record(&self, event: &Event<'_>, actor: &Actor, claimed: Option<&str>) {
+        self.write(event, None, actor, claimed, Timestamp::now());
+    }
+
+    /// Writes one change by itself, and tells whoever listens.
+    pub fn record_difference(
+        &self,
+        difference: &Difference,
+        reason: Option<&str>,
+        actor: &Actor,
+        claimed: Option<&str>,
+    ) {
+        let time = Timestamp::now();
+        self.write_difference(difference, reason, actor, claimed, time);
+        if let Some(Listener(listener)) = self.listener.get() {
+            let generation = self.generation.load(Ordering::Relaxed);
+            listener(&Heard { difference, reason, actor, claimed, time, generation });
+        }
+    }
+
+    /// Writes what another configuration changed, and which one it is; nobody else is told of it.
+    pub fn record_configuration(
+        &self,
+        differences: &[Difference],
+        hashes: (&str, &str),
+        reason: Option<&str>,
+        actor: &Actor,
+        claimed: Option<&str>,
+    ) {
+        let time = Timestamp::now();
+        for difference in differences {
+            self.write_difference(difference, reason, actor, claimed, time);
+        }
+        let (from, to) = (Some(Value::Text(hashes.0)), Some(Value::Text(hashes.1)));
+        let event = Event { kind: Kind::Config, service: None, from, to, reason };
+        self.write(&event, None, actor, claimed, time);
+    }
+
+    fn write_difference(
+        &self,
+        difference: &Difference,
+        reason: Option<&str>,
+        actor: &Actor,
+        claimed: Option<&str>,
+        time: Timestamp,
+    ) {
+        let Difference { kind, service, key, from, to } = difference;
+        let (from, to) = (from.as_ref().map(value), to.as_ref().map(value));
+        let event = Event { kind: *kind, service: service.as_deref(), from, to, reason };
+        let host = (*kind == Kind::Host).then_some("old_host");
+        self.write(&event, key.as_deref().or(host), actor, claimed, time);
+    }
+
+    /// Lines tell this generation of the configuration from now on.
+    pub fn set_generation(&self, generation: u64) {
+        self.generation.store(generation, Ordering::Relaxed);
+    }
+
+    /// Tells changes from now on to the first listener that is given.
+    pub fn listen(&self, listener: impl Fn(&Heard<'_>) + Send + Sync + 'static) {
+        let _ = self.listener.set(Listener(Box::new(listener)));
+    }
+
+    fn write(&self, event: &Event<'_>, key: Option<&str>, actor: &Actor, claimed: Option<&str>, time: Timestamp) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        let told = Told { event, key, actor, claimed, time, generation };
         let mut state = self.lock();
-        let now = Timestamp::now();
         let line = match state.format {
-            LogFormat::Text => text_line(event, actor, claimed, now),
-            LogFormat::Json => json_line(event, actor, claimed, now),
+            LogFormat::Text => text_line(&told),
+            LogFormat::Json => json_line(&told),
         };
         if let Err((_, error)) = state.sink.write(&[line.as_bytes()]) {
             error!(%error, path = %state.path.display(), "audit log cannot be written, a line is lost");
@@ -173,9 +305,17 @@ impl Audit {
     }
 }
 
-fn text_line(event: &Event<'_>, actor: &Actor, claimed: Option<&str>, now: Timestamp) -> String {
-    let mut line = format!("{} - migration_proxy - AUDIT - {}", text::control_time(now), event.kind.as_str());
-    for (key, value) in fields(event, actor, claimed) {
+fn value(said: &Said) -> Value<'_> {
+    match said {
+        Said::Share(share) => Value::Number(share.as_f64()),
+        Said::Text(text) => Value::Text(text),
+    }
+}
+
+fn text_line(told: &Told<'_>) -> String {
+    let kind = told.event.kind.audited().as_str();
+    let mut line = format!("{} - migration_proxy - AUDIT - {kind}", text::control_time(told.time));
+    for (key, value) in fields(told) {
         line.push(' ');
         line.push_str(key);
         line.push('=');
@@ -192,12 +332,12 @@ fn text_line(event: &Event<'_>, actor: &Actor, claimed: Option<&str>, now: Times
     line
 }
 
-fn json_line(event: &Event<'_>, actor: &Actor, claimed: Option<&str>, now: Timestamp) -> String {
+fn json_line(told: &Told<'_>) -> String {
     let mut object = Map::new();
-    object.insert("time".into(), text::rfc3339_time(now).into());
+    object.insert("time".into(), text::rfc3339_time(told.time).into());
     object.insert("level".into(), "AUDIT".into());
-    object.insert("kind".into(), event.kind.as_str().into());
-    for (key, value) in fields(event, actor, claimed) {
+    object.insert("kind".into(), told.event.kind.audited().as_str().into());
+    for (key, value) in fields(told) {
         let value = match value {
             Value::Number(number) => number_as_json(number),
             Value::Text(value) => value.into(),
@@ -215,18 +355,17 @@ fn number_as_json(number: f64) -> Json {
     Number::from_f64(number).map_or(Json::Null, Json::Number)
 }
 
-fn fields<'a>(
-    event: &Event<'a>,
-    actor: &'a Actor,
-    claimed: Option<&'a str>,
-) -> impl Iterator<Item = (&'static str, Value<'a>)> {
+fn fields<'a>(told: &Told<'a>) -> impl Iterator<Item = (&'static str, Value<'a>)> {
+    let Told { event, key, actor, claimed, generation, .. } = *told;
     [
         ("service", event.service.map(Value::Text)),
+        ("key", key.map(Value::Text)),
         ("from", event.from),
         ("to", event.to),
         ("by", Some(Value::Text(actor.as_str()))),
         ("claimed", claimed.map(Value::Text)),
         ("reason", event.reason.map(Value::Text)),
+        ("generation", Some(Value::Number(generation as f64))),
     ]
     .into_iter()
     .filter_map(|(key, value)| Some((key, value?)))
@@ -250,8 +389,9 @@ mod tests {
         reason: Some("ticket \"1\"\n\u{4e00}"),
     };
 
-    fn noon() -> Timestamp {
-        Timestamp::from_second(1_704_110_400).unwrap()
+    fn told<'a>(event: &'a Event<'a>, key: Option<&'a str>, actor: &'a Actor, claimed: Option<&'a str>) -> Told<'a> {
+        let noon = Timestamp::from_second(1_704_110_400).unwrap();
+        Told { event, key, actor, claimed, time: noon, generation: 4 }
     }
 
     fn settings(path: &Path, format: LogFormat) -> Log {
@@ -268,26 +408,30 @@ mod tests {
     #[test]
     fn a_text_line_is_the_one_of_the_contract() {
         assert_eq!(
-            text_line(&EVENT, &Actor::Loopback, Some("me@host"), noon()),
+            text_line(&told(&EVENT, None, &Actor::Loopback, Some("me@host"))),
             "2024-01-01 12:00:00 - migration_proxy - AUDIT - config service=\"a\" from=5 to=12.5 by=\"loopback\" \
-             claimed=\"me@host\" reason=\"ticket \\x221\\x22\\x0A\u{4e00}\"\n"
+             claimed=\"me@host\" reason=\"ticket \\x221\\x22\\x0A\u{4e00}\" generation=4\n"
         );
         let bare =
             Event { kind: Kind::Refused, service: None, from: None, to: Some(Value::Text("9f2c")), reason: None };
         assert_eq!(
-            text_line(&bare, &Actor::File, None, noon()),
-            "2024-01-01 12:00:00 - migration_proxy - AUDIT - refused to=\"9f2c\" by=\"file\"\n"
+            text_line(&told(&bare, None, &Actor::File, None)),
+            "2024-01-01 12:00:00 - migration_proxy - AUDIT - refused to=\"9f2c\" by=\"file\" generation=4\n"
+        );
+        let target = Event { kind: Kind::Target, ..bare };
+        assert!(
+            text_line(&told(&target, Some("new_host"), &Actor::File, None)).contains(" config key=\"new_host\" to=")
         );
     }
 
     #[test]
     fn a_json_line_is_one_object() {
-        let line = json_line(&EVENT, &Actor::Token("ci".into()), None, noon());
+        let line = json_line(&told(&EVENT, None, &Actor::Token("ci".into()), None));
         assert_eq!(
             serde_json::from_str::<Json>(&line).unwrap(),
             serde_json::json!({
                 "time": "2024-01-01T12:00:00Z", "level": "AUDIT", "kind": "config", "service": "a", "from": 5, "to": 12.5,
-                "by": "ci", "reason": "ticket \"1\"\n\u{4e00}",
+                "by": "ci", "reason": "ticket \"1\"\n\u{4e00}", "generation": 4,
             })
         );
         assert_eq!(line.matches('\n').count(), 1);

@@ -4,6 +4,8 @@
 pub mod access_line;
 pub mod access_log;
 pub mod audit;
+pub mod callers;
+pub mod difference;
 pub mod exposition;
 pub mod labels;
 pub mod logs;
@@ -11,6 +13,7 @@ pub mod machine;
 pub mod metrics;
 pub mod names;
 pub mod process;
+pub mod recent;
 pub mod scrape;
 pub mod sink;
 pub mod text;
@@ -22,8 +25,10 @@ use crate::config::Log;
 
 pub use access_log::AccessLog;
 pub use audit::Audit;
+pub use callers::Callers;
 pub use metrics::ServiceMeters;
 pub use process::ProcessMeters;
+pub use recent::Recent;
 pub use scrape::{Scrape, ServiceGauges};
 pub use sink::SinkError;
 pub use window::Window;
@@ -37,6 +42,8 @@ pub struct Telemetry {
     pub process: ProcessMeters,
     /// One line per change.
     pub audit: Audit,
+    /// The last decisions.
+    pub recent: Recent,
 }
 
 impl Telemetry {
@@ -45,7 +52,7 @@ impl Telemetry {
         let process = ProcessMeters::new(workers);
         let access = AccessLog::new(log, workers, process.access_log_dropped())?;
         let audit = Audit::new(log)?;
-        Ok(Self { access, process, audit })
+        Ok(Self { access, process, audit, recent: Recent::default() })
     }
 
     /// Opens the log files anew, as SIGUSR1 asks for after a rotation.

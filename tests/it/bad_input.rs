@@ -79,9 +79,9 @@ fn each_mistake_is_named_with_its_place_and_a_way_out() {
         ),
         (
             "services:",
-            "reload: {on_lost_host: refuse}\nservices:",
+            "reload: {on_lost_host: perhaps}\nservices:",
             "1:24",
-            &["reload.on_lost_host", "not available in this version"],
+            &["reload.on_lost_host", "perhaps", "refuse"],
         ),
         ("percentage: 0", "percentage: ${NOWHERE_TO_BE_FOUND}", "7:19", &["NOWHERE_TO_BE_FOUND"]),
     ];

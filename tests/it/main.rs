@@ -25,6 +25,7 @@ mod fuzz;
 mod grpc;
 mod heads;
 mod health;
+mod history;
 mod kit;
 mod layers;
 mod leaving;

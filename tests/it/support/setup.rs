@@ -134,6 +134,7 @@ pub struct Setup {
     listen_tls: Vec<String>,
     log: Vec<String>,
     top: Vec<String>,
+    reload: Vec<String>,
     drain: String,
     state: String,
     admin: Option<SocketAddr>,
@@ -170,6 +171,7 @@ impl Setup {
             listen_tls: Vec::new(),
             log: Vec::new(),
             top: Vec::new(),
+            reload: Vec::new(),
             drain: "delay: 0s, grace: 5s".to_owned(),
             state: "backend: file".to_owned(),
             admin: None,
@@ -209,6 +211,12 @@ impl Setup {
     /// More keys of the file, lines of YAML.
     pub fn top(mut self, yaml: &str) -> Self {
         self.top.extend(yaml.lines().map(str::to_owned));
+        self
+    }
+
+    /// One more key of `reload`, as YAML.
+    pub fn with_reload(mut self, yaml: &str) -> Self {
+        self.reload.push(yaml.to_owned());
         self
     }
 
@@ -296,7 +304,9 @@ impl Setup {
         for line in &self.log {
             writeln!(text, "  {line}").unwrap();
         }
-        writeln!(text, "reload: {{poll: 500ms, state_dir: \"{here}/state\"}}\nstate: {{{}}}", self.state).unwrap();
+        let more: String = self.reload.iter().map(|line| format!(", {line}")).collect();
+        writeln!(text, "reload: {{poll: 500ms, state_dir: \"{here}/state\"{more}}}\nstate: {{{}}}", self.state)
+            .unwrap();
         writeln!(text, "drain: {{{}}}", self.drain).unwrap();
         for line in &self.top {
             writeln!(text, "{line}").unwrap();
