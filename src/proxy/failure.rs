@@ -20,9 +20,11 @@ pub enum Failure {
     Connect(ConnectError),
     /// A waiting connection had died before the request was sent.
     Stale(hyper::Error),
-    /// The connection, not the cluster, was the trouble: it had served before and may have been closed while we wrote, the
-    /// peer did not process the stream, or the head has more fields than this connection takes.
+    /// The connection, not the cluster, was the trouble: it had served before and may have been closed while we wrote, or the
+    /// head has more fields than this connection takes.
     Raced(hyper::Error),
+    /// The peer says that it did nothing with this stream (RFC 9113, 8.7).
+    Unprocessed(hyper::Error),
     /// The connection ended without a response head, or what came makes no sense.
     Reset(hyper::Error),
     /// The response head is over the limit.
@@ -55,7 +57,9 @@ impl Failure {
             Self::Head(error)
         } else if error.is_parse() {
             Self::Reset(error)
-        } else if may_have_ended || is_unprocessed(&error) {
+        } else if is_unprocessed(&error) {
+            Self::Unprocessed(error)
+        } else if may_have_ended {
             Self::Raced(error)
         } else {
             Self::Reset(error)
@@ -65,13 +69,13 @@ impl Failure {
 
     /// Nothing of the request reached the upstream: any method may be tried again.
     pub fn is_unsent(&self) -> bool {
-        matches!(self, Self::Connect(_) | Self::Stale(_) | Self::Full | Self::Open)
+        matches!(self, Self::Connect(_) | Self::Stale(_) | Self::Unprocessed(_) | Self::Full | Self::Open)
     }
 
     /// A dead idle connection says nothing about the upstream; a client that left and a shortage of ours do not either.
     pub fn blames_upstream(&self) -> bool {
         match self {
-            Self::Stale(_) | Self::Raced(_) | Self::Upload(_) | Self::Full | Self::Open => false,
+            Self::Stale(_) | Self::Raced(_) | Self::Unprocessed(_) | Self::Upload(_) | Self::Full | Self::Open => false,
             Self::Connect(error) => !error.cause.is_own_shortage(),
             _ => true,
         }
@@ -79,7 +83,7 @@ impl Failure {
 
     /// Another connection to the same cluster is the natural answer.
     pub fn is_connection_race(&self) -> bool {
-        matches!(self, Self::Stale(_) | Self::Raced(_))
+        matches!(self, Self::Stale(_) | Self::Raced(_) | Self::Unprocessed(_))
     }
 
     /// The word for `retry.when` and `fallback.failures`.
@@ -91,7 +95,9 @@ impl Failure {
                 }
                 _ => FailureKind::Connect,
             },
-            Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Head(_) | Self::Unasked => FailureKind::Reset,
+            Self::Stale(_) | Self::Raced(_) | Self::Unprocessed(_) | Self::Reset(_) | Self::Head(_) | Self::Unasked => {
+                FailureKind::Reset
+            }
             Self::Timeout(_) => FailureKind::Timeout,
             Self::Status(status) => FailureKind::Status(status.as_u16()),
             Self::Upload(_) | Self::Full | Self::Open => return None,
@@ -105,7 +111,7 @@ impl Failure {
                 ConnectCause::Tls(_) | ConnectCause::TimedOut(Phase::Tls) | ConnectCause::ServerName => Outcome::Tls,
                 _ => Outcome::Connect,
             },
-            Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Unasked => Outcome::Reset,
+            Self::Stale(_) | Self::Raced(_) | Self::Unprocessed(_) | Self::Reset(_) | Self::Unasked => Outcome::Reset,
             Self::Head(_) => Outcome::Header,
             Self::Timeout(_) => Outcome::Timeout,
             Self::Status(status) => Outcome::of_status(*status),
@@ -122,7 +128,12 @@ impl Failure {
                 }
                 _ => FallbackCause::Connect,
             },
-            Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Unasked | Self::Upload(_) => FallbackCause::Reset,
+            Self::Stale(_)
+            | Self::Raced(_)
+            | Self::Unprocessed(_)
+            | Self::Reset(_)
+            | Self::Unasked
+            | Self::Upload(_) => FallbackCause::Reset,
             Self::Head(_) => FallbackCause::Header,
             Self::Timeout(_) => FallbackCause::Timeout,
             Self::Full => FallbackCause::Full,
@@ -139,9 +150,13 @@ impl Failure {
     /// The status that the client sees when nothing better can be had.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Connect(_) | Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Head(_) | Self::Unasked => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::Connect(_)
+            | Self::Stale(_)
+            | Self::Raced(_)
+            | Self::Unprocessed(_)
+            | Self::Reset(_)
+            | Self::Head(_)
+            | Self::Unasked => StatusCode::BAD_GATEWAY,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Status(status) => *status,
             Self::Upload(fault) => Refusal::of_upload(*fault).map_or(StatusCode::BAD_REQUEST, Refusal::status),
@@ -150,7 +165,7 @@ impl Failure {
     }
 }
 
-/// The peer says that it did nothing with this stream (RFC 9113, 8.7).
+/// See [`Failure::Unprocessed`].
 fn is_unprocessed(error: &hyper::Error) -> bool {
     let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else { return false };
     let reason = error.reason();
@@ -166,6 +181,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Connect(error) => write!(f, "{}", error.cause),
             Self::Stale(error) | Self::Raced(error) => write!(f, "the connection could not be used: {error}"),
+            Self::Unprocessed(error) => write!(f, "the upstream took no more requests: {error}"),
             Self::Reset(error) => write!(f, "no response: {error}"),
             Self::Head(error) => write!(f, "the response head is too large: {error}"),
             Self::Unasked => f.write_str("the upstream switched protocols unasked"),

@@ -21,6 +21,7 @@ mod floods;
 mod forwarding;
 mod grpc;
 mod health;
+mod http2_upstream;
 mod kit;
 mod layers;
 mod leaving;

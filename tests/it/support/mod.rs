@@ -9,6 +9,7 @@ pub mod certs;
 pub mod cli;
 pub mod client;
 pub mod dns;
+pub mod frame_origin;
 pub mod grpc;
 pub mod origin;
 pub mod peers;
