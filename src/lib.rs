@@ -91,7 +91,7 @@
 //!    `bad_input::requests_over_a_limit_get_the_right_answer_and_are_counted`,
 //!    `forwarding::a_leaving_client_ends_the_exchange_at_the_origin`, `fallback::leaving_clients_are_never_new_s_fault`
 //! 5. What may have been executed is never sent twice. `fallback::an_unsafe_request_is_repeated_only_when_nothing_was_sent`,
-//!    `fallback::a_post_is_sent_at_most_once_while_new_dies`
+//!    `fallback::a_post_is_sent_at_most_once_while_new_dies`, `http2_upstream::what_the_peer_may_have_processed_is_not`
 //! 6. A connection never leaves its upstream, so identities never mix.
 //!    `pooling::connections_to_an_origin_are_kept_and_never_shared_between_services`
 //! 7. A bad file changes nothing but status, metric and log; a good one touches nothing of services that did not change.

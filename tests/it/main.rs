@@ -26,6 +26,7 @@ mod grpc;
 mod heads;
 mod health;
 mod history;
+mod http2_upstream;
 mod kit;
 mod layers;
 mod leaving;

@@ -9,6 +9,7 @@ pub mod certs;
 pub mod cli;
 pub mod client;
 pub mod dns;
+pub mod frame_origin;
 pub mod grpc;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
