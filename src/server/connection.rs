@@ -35,8 +35,30 @@ use crate::telemetry::access_line::{Line, RequestText};
 use crate::telemetry::labels::{ListenerKind, RejectCause};
 use crate::tls::certificates::Certificates;
 
-/// Requests under way on one HTTP/2 connection. hyper's default of 200 lets one client hold more than it needs.
+/// Requests under way on one HTTP/2 connection: RFC 9113, 6.5.2, asks for no less than 100, and hyper's default of 200 lets
+/// one client hold more than it needs. Each may hold [`SEND_BUFFER`].
 const STREAMS: u32 = 128;
+
+/// Bytes of one client's uploads, over all of its streams, that may wait for slow clusters. Enough for 80 Mbit/s at a
+/// round trip of 100 ms.
+const WINDOW: u32 = 1 << 20;
+
+/// Bytes of one response that wait for their client. hyper's default of 400 KiB would let a client that opens [`STREAMS`]
+/// and takes nothing hold 50 MiB; this is 16 MiB, and still more than a socket takes at a time.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// Streams that a client may have reset before we have looked at them. A page that is left resets its requests once;
+/// rapid reset (CVE-2023-44487) does nothing else, and more than this in one turn is that. The connection ends.
+const PENDING_RESETS: usize = 20;
+
+/// Streams that we reset for a client's fault, malformed heads above all. Each costs us a frame and the client nothing; a
+/// client with a bug is known after a few. The connection ends. hyper's default is 1024.
+const LOCAL_RESETS: usize = 128;
+
+/// Requests that a client may leave unanswered, when these are more than half of all on the connection: rapid reset slow
+/// enough to pass by [`PENDING_RESETS`] would have the clusters work for nobody. Whoever searches as they type leaves many,
+/// but not this many, and takes some answers.
+const LEFT: u32 = 500;
 
 /// Room for the request line and for what we refuse ourselves, with a text and a request id, instead of hyper.
 const HEAD_MARGIN: usize = 4 * 1024;
@@ -267,13 +289,22 @@ async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
             .timer(TokioTimer::new())
             .max_header_list_size(list)
             .max_concurrent_streams(STREAMS)
+            .initial_connection_window_size(WINDOW)
+            .initial_stream_window_size(WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_pending_accept_reset_streams(PENDING_RESETS)
+            .max_local_error_reset_streams(LOCAL_RESETS)
             .serve_connection(stream, service)
     );
     let mut ending = Ending::new(drain);
-    let mut patience = Patience::new(flow, edge.timeouts);
+    let mut patience = Patience::new(flow.clone(), edge.timeouts);
     let result = std::future::poll_fn(|cx| {
         if let Poll::Ready(result) = serving.as_mut().poll(cx) {
             return Poll::Ready(result);
+        }
+        if flow.left() > LEFT && flow.left() > flow.served() / 2 {
+            note_flood(&noted.0, &noted.1, "most requests are left by their client");
+            return Poll::Ready(Ok(()));
         }
         let mut ends = ending.poll_begin(cx);
         if ends {
@@ -297,7 +328,7 @@ async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
     })
     .await;
     if let Err(error) = result {
-        tracing::debug!(%error, "HTTP/2 connection ended");
+        note_http2_error(&error, &noted.0, &noted.1);
     }
 }
 
@@ -410,6 +441,24 @@ impl Patience {
 fn note_untaken(connection: &Connection, proxy: &Proxy) {
     proxy.telemetry().process.rejected(Refusal::Slow.cause());
     tracing::info!(peer = %connection.peer, "closed: the client took nothing of its answer for write_idle");
+}
+
+/// A client that makes work for its own sake.
+fn note_flood(connection: &Connection, proxy: &Proxy, what: &str) {
+    proxy.telemetry().process.rejected(Refusal::Malformed("").cause());
+    tracing::info!(peer = %connection.peer, "closed: {what}");
+}
+
+/// Faults that end a whole HTTP/2 connection are counted; those that end one stream stay between hyper and the client.
+fn note_http2_error(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
+    if connection.flow.is_noisy() {
+        return note_flood(connection, proxy, "too many frames that carry nothing");
+    }
+    let fault = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    if fault.is_some_and(|fault| fault.is_library() && fault.is_go_away()) {
+        proxy.telemetry().process.rejected(Refusal::Malformed("").cause());
+    }
+    tracing::debug!(peer = %connection.peer, %error, "HTTP/2 connection ended");
 }
 
 /// hyper answers a head that it cannot take by itself; we count it and write the line.

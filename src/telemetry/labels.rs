@@ -207,6 +207,18 @@ labels! {
 }
 
 labels! {
+    /// What another replica serves, compared with this one.
+    PeerState {
+        /// The same.
+        Agree = "agree",
+        /// Another configuration, or other shares.
+        Differ = "differ",
+        /// Nobody knows.
+        Unreachable = "unreachable",
+    }
+}
+
+labels! {
     /// What a certificate is for.
     CertificateSide {
         /// Shown to our clients.

@@ -17,6 +17,11 @@ use crate::config::TlsVersion;
 static PROVIDER: LazyLock<Arc<CryptoProvider>> =
     LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
 
+/// The provider for connections that are no service's.
+pub fn provider() -> Arc<CryptoProvider> {
+    PROVIDER.clone()
+}
+
 /// A file that cannot be used, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {message}", file.display())]

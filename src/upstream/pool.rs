@@ -202,6 +202,11 @@ impl Pool {
         &self.target
     }
 
+    /// Who looks its names up.
+    pub fn resolver(&self) -> &Arc<Resolver> {
+        &self.resolver
+    }
+
     /// The service that it belongs to.
     pub fn service(&self) -> &str {
         self.meters.service()

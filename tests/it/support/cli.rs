@@ -1,5 +1,6 @@
 //! The product as a program: one command to its end, or a server with signals.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
@@ -107,6 +108,12 @@ pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
+/// The same for several, no two of them equal.
+fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    let listeners = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    listeners.each_ref().map(|listener| listener.local_addr().unwrap().port())
+}
+
 #[track_caller]
 fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status().unwrap();
@@ -114,11 +121,12 @@ fn signal(child: &Child, name: &str) {
 }
 
 #[track_caller]
-fn serve(file: &ConfigFile, directory: &TempDir) -> Child {
+fn serve(file: &ConfigFile, directory: &TempDir, environment: &BTreeMap<String, String>) -> Child {
     let output = |name| File::create(directory.path().join(name)).unwrap();
     program()
         .args(["run", "-c"])
         .arg(file.path())
+        .envs(environment)
         .stdout(output("stdout"))
         .stderr(output("stderr"))
         .spawn()
@@ -190,6 +198,7 @@ pub struct Server {
     /// Its configuration, a ConfigMap volume.
     pub file: ConfigFile,
     ports: Ports,
+    environment: BTreeMap<String, String>,
     child: Child,
     directory: TempDir,
 }
@@ -199,9 +208,11 @@ impl Server {
     #[track_caller]
     pub fn start(setup: &Setup) -> Self {
         let directory = TempDir::new().unwrap();
-        let ports = Ports { http: free_port(), https: free_port(), admin: free_port() };
+        let [http, https, admin] = free_ports();
+        let ports = Ports { http, https, admin };
         let file = ConfigFile::kubelet(&directory.path().join("config"), &setup.text(directory.path(), ports));
-        let child = serve(&file, &directory);
+        let environment = setup.variables(directory.path());
+        let child = serve(&file, &directory, &environment);
         let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let addresses = Addresses {
             http: at(ports.http),
@@ -209,7 +220,7 @@ impl Server {
             admin: at(ports.admin),
         };
         let reach = Reach { addresses, directory: directory.path().to_owned() };
-        let mut server = Self { reach, file, ports, child, directory };
+        let mut server = Self { reach, file, ports, environment, child, directory };
         server.wait_until_ready();
         server
     }
@@ -272,8 +283,28 @@ impl Server {
     pub fn kill_and_restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = serve(&self.file, &self.directory);
+        self.child = serve(&self.file, &self.directory, &self.environment);
         self.wait_until_ready();
+    }
+
+    /// The same without waiting until it is ready, only until it answers.
+    #[track_caller]
+    pub fn kill_and_restart_unready(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = serve(&self.file, &self.directory, &self.environment);
+        let admin = self.addresses.admin;
+        eventually(PATIENCE, "the admin port answers", || Client::try_plain(admin, None).is_ok());
+    }
+
+    /// A start that is to fail, with what it says.
+    #[track_caller]
+    pub fn start_and_fail(setup: &Setup) -> Finished {
+        let directory = TempDir::new().unwrap();
+        let file = ConfigFile::kubelet(&directory.path().join("config"), &setup.text(directory.path(), Ports::ANY));
+        let mut command = program();
+        command.args(["run", "-c"]).arg(file.path()).envs(setup.variables(directory.path()));
+        finish(command)
     }
 
     /// The same, when the start is to fail; gives the exit code.
@@ -281,7 +312,7 @@ impl Server {
     pub fn kill_and_fail(&mut self) -> Option<i32> {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = serve(&self.file, &self.directory);
+        self.child = serve(&self.file, &self.directory, &self.environment);
         self.exit_code()
     }
 

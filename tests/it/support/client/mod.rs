@@ -1,10 +1,11 @@
 //! Blocking clients: exact bytes out, strict parsing in.
 
+pub mod frames;
 mod http2;
 mod load;
 mod paced;
 
-pub use http2::Http2;
+pub use http2::{Http2, Upload};
 pub use load::{Load, Tally};
 pub use paced::{Call, Paced, Pacing, Record};
 

@@ -183,7 +183,8 @@ fn final_fields(response: &Response, length: Option<u64>, side: &str) -> Fields 
             (Framing::UntilClose, _) | (Framing::Length, None) => {}
         }
     }
-    if !response.trailers.is_empty() {
+    let is_announced = fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("trailer"));
+    if !response.trailers.is_empty() && !is_announced {
         let names: Vec<&str> = response.trailers.iter().map(|(name, _)| name.as_str()).collect();
         fields.push(("Trailer".into(), names.join(", ")));
     }
