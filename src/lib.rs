@@ -71,6 +71,9 @@
 //! - **Several replicas**: the [`Keeper`] stores through a [`Remote`], the `StateMap` of `control::kubernetes`, which refuses
 //!   what was made of an older revision and tells what others store; [`merge`] joins what two replicas changed apart. The
 //!   [`Watcher`] reads the `/status` of the others into the [`Fleet`], which only reports.
+//! - **An examination**: `doctor` walks the way of a request in single steps, [`upstream::examine`] up to TLS and
+//!   [`proxy::examine`] from there, [`control::examine`] looks at the process, and each step leaves a [`Finding`]. `verify` sends
+//!   one [`Inquiry`] to both clusters and [`compare`]s. Neither touches pool, breaker or meters.
 //! - **Stop**: [`App::shutdown`]: not ready, still accepting for `drain.delay`, then open work may finish within
 //!   `drain.grace`, then the admin port, the threads and the last log lines.
 //!
@@ -83,7 +86,8 @@
 //!    on one thread, and it makes no difference on which. `routing::two_workers_decide_alike`, and the lint
 //!    `await_holding_lock`
 //! 4. Every request ends in one answer, one access line and at most one verdict to the breaker; leases, permits and
-//!    gauges return by `Drop`. `bad_input::malformed_requests_get_the_right_answer_and_are_counted`,
+//!    gauges return by `Drop`. `smuggling::heads_are_well_formed_or_refused`,
+//!    `bad_input::requests_over_a_limit_get_the_right_answer_and_are_counted`,
 //!    `forwarding::a_leaving_client_ends_the_exchange_at_the_origin`, `fallback::leaving_clients_are_never_new_s_fault`
 //! 5. What may have been executed is never sent twice. `fallback::an_unsafe_request_is_repeated_only_when_nothing_was_sent`,
 //!    `fallback::a_post_is_sent_at_most_once_while_new_dies`
@@ -121,7 +125,9 @@
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
 //! [`Fleet`]: control::fleet::Fleet
+//! [`Finding`]: upstream::finding::Finding
 //! [`Health`]: upstream::health::Health
+//! [`Inquiry`]: proxy::inquiry::Inquiry
 //! [`Keeper`]: control::keeper::Keeper
 //! [`Lease::send`]: upstream::pool::Lease::send
 //! [`Listener::accept`]: net::listener::Listener::accept
@@ -148,6 +154,7 @@
 //! [`Weight::set`]: routing::weight::Weight::set
 //! [`Worker`]: server::worker::Worker
 //! [`client_hello`]: net::client_hello
+//! [`compare`]: proxy::compare::compare
 //! [`decide`]: routing::decide::decide
 //! [`forward`]: proxy::forward::forward
 //! [`labels`]: telemetry::labels
@@ -158,6 +165,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod manifest;
 pub mod net;
 pub mod proxy;
 pub mod readiness;

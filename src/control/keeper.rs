@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::shared::{Opening, Remote, Shared, Store};
 use super::state::{Change, Declared, Entry, Mark, Refusal, Said, State};
-use super::state_file::StateFile;
+use super::state_file::{self, StateFile};
 use super::status::{Status, Trouble};
 use crate::config::Config;
 use crate::routing::live::Live;
@@ -18,6 +18,7 @@ use crate::routing::overrides::Overrides;
 use crate::shutdown::Drain;
 use crate::telemetry::Telemetry;
 use crate::telemetry::audit::{Actor, Event, Kind, Value};
+use crate::upstream::finding::Finding;
 
 /// No version: what is stored is not known to be any of them.
 pub(super) const UNKNOWN: u64 = u64::MAX;
@@ -124,6 +125,13 @@ impl Keeper {
     /// When the share of this service goes back by itself.
     pub fn confirm_by(&self, service: &str) -> Option<Timestamp> {
         self.lock().state.confirm_by(service)
+    }
+
+    /// Whether the state could be stored now, and whatever else its store can say of itself.
+    pub async fn examine(&self) -> Vec<Finding> {
+        let directory = self.live.snapshot().config.reload.state_dir.clone();
+        let written = tokio::task::spawn_blocking(move || state_file::examine(&directory)).await;
+        written.into_iter().collect()
     }
 
     /// Makes a change to its end, also when whoever asked for it has left meanwhile.

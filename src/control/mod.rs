@@ -5,6 +5,7 @@
 pub mod api_server;
 pub mod backend;
 pub mod candidate;
+pub mod examine;
 pub mod expiry;
 pub mod fleet;
 pub mod keeper;

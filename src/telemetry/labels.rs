@@ -153,6 +153,8 @@ labels! {
         Admin = "admin",
         /// A PROXY header of a peer that is not trusted.
         Proxy = "proxy",
+        /// A TLS handshake that came to nothing.
+        Tls = "tls",
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod certificates;
 pub mod client;
 pub mod pem;
+pub mod verify;
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};

@@ -76,12 +76,18 @@ pub fn run(arguments: &[&str]) -> Finished {
 
 /// Runs a command to its end, its output kept in files so that no pipe can fill up.
 #[track_caller]
-pub fn finish(mut command: Command) -> Finished {
+pub fn finish(command: Command) -> Finished {
+    finish_within(command, LIMIT)
+}
+
+/// The same for one that may take longer.
+#[track_caller]
+pub fn finish_within(mut command: Command, limit: Duration) -> Finished {
     let directory = TempDir::new().unwrap();
     let (out, err) = (directory.path().join("out"), directory.path().join("err"));
     let mut child =
         command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap()).spawn().expect("it can be run");
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, limit);
     let text = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
     let finished = Finished { code: status.and_then(|status| status.code()), stdout: text(&out), stderr: text(&err) };
     assert!(status.is_some(), "{command:?} does not end: {finished:#?}");
