@@ -51,6 +51,7 @@ pub(super) struct Inner {
     /// What is known of what replicas share, when they do; the file is a copy then.
     pub(super) shared: Option<Shared>,
     pub(super) copied: u64,
+    pub(super) copied_at: Option<Instant>,
 }
 
 /// What a change led to.
@@ -106,6 +107,7 @@ impl Keeper {
             stored: 0,
             shared,
             copied: 0,
+            copied_at: None,
         };
         let (turn, changed) = (tokio::sync::Mutex::default(), Notify::new());
         let keeper = Arc::new(Self { file, remote, live, telemetry, status, turn, inner: Mutex::new(inner), changed });

@@ -21,6 +21,9 @@ const HURRY: Duration = Duration::from_secs(1);
 const SHORTEST: Duration = Duration::from_millis(2);
 const LONGEST: Duration = Duration::from_millis(40);
 
+/// Between two copies of the state on the disk.
+const COPIES: Duration = Duration::from_secs(1);
+
 /// What a change makes of the newest state; `None` when there is nothing to do.
 type Step<'a> = &'a (dyn Fn(&Inner) -> Result<Option<Changed>, Refusal> + Sync);
 
@@ -268,8 +271,9 @@ impl Keeper {
             tell_expired(&applied.entries);
         }
         let is_shared = self.share_what_is_unstored(remote).await;
-        self.keep_copy().await;
-        if is_shared { self.quiet_until_next_clock(now) } else { AGAIN.min(self.quiet_until_next_clock(now)) }
+        let until_copy = self.keep_copy().await.unwrap_or(Duration::MAX);
+        let until_try = if is_shared { Duration::MAX } else { AGAIN };
+        self.quiet_until_next_clock(now).min(until_try).min(until_copy)
     }
 
     /// How long the start still waits for what is shared. After that what is known here has to do.
@@ -312,13 +316,19 @@ impl Keeper {
         false
     }
 
-    /// The copy serves a start that does not hear what is shared; without it such a start serves declared values.
-    async fn keep_copy(&self) {
+    /// The copy serves a start that does not hear what is shared; without it such a start serves declared values. Tells
+    /// how long a copy that is due has to wait, as a slow disk must not hold up one change after the other.
+    async fn keep_copy(&self) -> Option<Duration> {
         let (version, state, base) = {
-            let inner = self.lock();
+            let mut inner = self.lock();
             if inner.version == inner.copied {
-                return;
+                return None;
             }
+            let rest = inner.copied_at.map_or(Duration::ZERO, |at| COPIES.saturating_sub(at.elapsed()));
+            if !rest.is_zero() {
+                return Some(rest);
+            }
+            inner.copied_at = Some(Instant::now());
             let base = inner.shared.as_ref().map(|shared| &shared.base).filter(|base| **base != inner.state);
             (inner.version, inner.state.clone(), base.cloned())
         };
@@ -331,6 +341,7 @@ impl Keeper {
         if let Ok(Err(error)) = written.await {
             tracing::warn!(error, "no copy of the state, a start without what replicas share serves declared values");
         }
+        None
     }
 
     fn audit_lost(&self, lost: &[Lost]) {

@@ -241,6 +241,29 @@ fn a_start_without_the_api_server_serves_its_last_copy() {
 }
 
 #[test]
+fn a_way_back_that_nobody_could_be_told_of_survives_and_is_told_later() {
+    let (clusters, mut server) = (Clusters::new(), ApiServer::with_map(MAP));
+    let mut replica = Server::start(&setup(&server, &clusters, "pod-1", 0, 0));
+    replica.command(&["update", "a", "100"]).expect(0);
+    server.stop();
+    eventually(PATIENCE, "it is degraded", || degraded(&replica).contains("the state is not shared"));
+    replica.command(&["rollback", "a"]).expect(4);
+    let copy = || std::fs::read_to_string(replica.state_file("state.yaml")).unwrap();
+    eventually(PATIENCE, "it is kept", || copy().contains("value: 0"));
+    assert!(replica.state_file("state-shared.yaml").exists(), "with what it differs from");
+
+    replica.kill_and_restart_unready();
+    eventually(PATIENCE, "the way back holds", || replica.side(A, "/", &[]) == "old");
+    server.start();
+    eventually(PATIENCE * 4, "it is ready", || replica.admin("/ready").status == 200);
+
+    assert_eq!(replica.side(A, "/", &[]), "old");
+    let new = Proxy::start(&setup(&server, &clusters, "pod-2", 0, 0));
+    ready(&new);
+    eventually(PATIENCE, "the others hear of it", || share(&new, "a") == 0.0);
+}
+
+#[test]
 fn what_nobody_confirms_goes_back_also_without_its_author() {
     let (clusters, server) = (Clusters::new(), ApiServer::with_map(MAP));
     let author = Server::start(&setup(&server, &clusters, "pod-1", 20, 20));
