@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminState};
+use crate::admin::{self, AdminState, Events};
 use crate::config::{Config, ConfigError, Environment, Listen};
 use crate::control::candidate::{Candidate, Compiled};
 use crate::control::keeper::Keeper;
@@ -178,6 +178,7 @@ impl App {
             suspicion,
             keeper: keeper.clone(),
             keeps_alone: environment.contains_key("KUBERNETES_SERVICE_HOST") && !config.listen.admin.ip().is_loopback(),
+            events: Events::default(),
             is_alive: Box::new(heartbeats.is_alive),
         };
         let opener = Opener {

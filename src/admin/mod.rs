@@ -5,7 +5,9 @@
 mod answer;
 mod api;
 mod auth;
+mod events;
 mod explain;
+mod page;
 mod query;
 
 use std::convert::Infallible;
@@ -36,6 +38,7 @@ use crate::shutdown::Drain;
 use crate::telemetry::labels::ListenerKind;
 use crate::telemetry::{Scrape, Telemetry};
 use answer::Body;
+pub use events::Events;
 
 /// Connections at once; more of them wait in the kernel's queue.
 const CONNECTIONS: usize = 256;
@@ -67,6 +70,8 @@ pub struct AdminState {
     pub keeper: Arc<Keeper>,
     /// Other replicas would not follow what is changed here.
     pub keeps_alone: bool,
+    /// What open pages are told.
+    pub events: Events,
     /// Whether every data worker still runs.
     pub is_alive: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -103,8 +108,8 @@ pub async fn serve(listener: Listener, state: Arc<AdminState>, drain: Drain, ret
     }
 }
 
-async fn connection(socket: TcpStream, peer: IpAddr, state: &AdminState, drain: &Drain) {
-    let service = service_fn(|request| async move { Ok::<_, Infallible>(route(state, peer, request).await) });
+async fn connection(socket: TcpStream, peer: IpAddr, state: &Arc<AdminState>, drain: &Drain) {
+    let service = service_fn(|request| async move { Ok::<_, Infallible>(route(state, drain, peer, request).await) });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -137,16 +142,21 @@ impl Drop for Open<'_> {
     }
 }
 
-async fn route(state: &AdminState, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
+async fn route(state: &Arc<AdminState>, drain: &Drain, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if reads && request.uri().path() == "/api/v1/events" {
+        return events::answer(state, drain, request.method());
+    }
     let handler: fn(&AdminState, &Request<Incoming>) -> Response<Body> = match request.uri().path() {
+        "/" => |_, _| page::answer(),
         "/health" => health,
         "/ready" => ready,
         "/metrics" => metrics,
         "/status" => |state, _| answer::json(StatusCode::OK, &state.reporter().report()),
+        "/api/v1/series" => |state, _| answer::json(StatusCode::OK, &state.status.series()),
         "/api/v1/explain" => |state, request| explain::answer(&state.live, request.uri().query().unwrap_or_default()),
         path if !reads && path.starts_with("/api/") => return api::answer(state, peer, request).await,
-        _ => return answer::error(StatusCode::NOT_FOUND, "nothing here: see /status, /metrics, /health and /ready"),
+        _ => return answer::error(StatusCode::NOT_FOUND, "nothing here: see /, /status, /metrics, /health and /ready"),
     };
     if reads { handler(state, &request) } else { answer::not_allowed("GET, HEAD") }
 }
@@ -215,6 +225,7 @@ mod tests {
                 suspicion: bench.suspicion.clone(),
                 keeper: bench.keeper.clone(),
                 keeps_alone: false,
+                events: Events::default(),
                 is_alive: Box::new(move || heart.load(Ordering::Relaxed)),
             };
             let (trigger, drain) = shutdown::channel();
@@ -308,10 +319,11 @@ mod tests {
     async fn nothing_else_is_there_and_nothing_can_be_written() {
         let port = Port::open();
 
-        for target in ["/", "/update?service=a&percent=100", "/status/", "/api/v1", "http://a.old.example/x"] {
+        for target in ["/index.html", "/update?service=a&percent=100", "/status/", "/api/v1", "http://a.old.example/x"]
+        {
             assert_eq!(port.json(target).await.0, 404, "{target}");
         }
-        for path in ["/health", "/ready", "/metrics", "/status", "/api/v1/explain"] {
+        for path in ["/", "/health", "/ready", "/metrics", "/status", "/api/v1/explain"] {
             let (status, head, _) = port.ask("POST", path).await;
             assert!(status == 405 && head.contains("allow: GET, HEAD"), "{head}");
         }

@@ -6,6 +6,7 @@ pub mod access_log;
 pub mod audit;
 pub mod exposition;
 pub mod labels;
+pub mod latency;
 pub mod logs;
 pub mod machine;
 pub mod metrics;
