@@ -15,7 +15,7 @@
 //! | [`proxy`] | one request from head to last byte |
 //! | [`server`] | sockets, TLS and HTTP towards clients, spread over the workers |
 //! | [`control`] | files that change, what commands changed apart from them, and the report of what is and was |
-//! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, and `/api/v1`, where commands write |
+//! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, the page at `/`, and `/api/v1`, where commands write |
 //! | [`cli`] | one file for each verb |
 //! | [`app`] | builds every part, owns the runtimes, ends them in order |
 //! | [`telemetry`] | metrics, access log, audit and control lines, and the closed sets of [`labels`] |
@@ -68,6 +68,8 @@
 //!   serves, and where there is none the process ends.
 //! - **A command**: the API hands a [`Change`] to the [`Keeper`], which applies it to the [`State`], stores that, and brings
 //!   the [`Snapshot`] in line with it. A reload goes the same way: what the file changes clears what a command set.
+//! - **The page**: [`Window`] turns meters into the last hour, [`Events`] tell open pages what has changed, made once for all of
+//!   them; text from requests becomes text nodes and never markup.
 //! - **Stop**: [`App::shutdown`]: not ready, still accepting for `drain.delay`, then open work may finish within
 //!   `drain.grace`, then the admin port, the threads and the last log lines.
 //!
@@ -100,6 +102,8 @@
 //!     `secrets::logs_status_metrics_errors_and_explanations_show_no_secret`
 //! 14. What a command changed survives, until something newer changes it.
 //!     `state::commands_survive_kill_and_a_resync_but_not_another_declared_value`
+//! 15. The page needs nothing from elsewhere, and what comes from outside stays text.
+//!     `page::it_suits_both_languages_both_themes_phones_and_desks`, `page::text_from_outside_stays_text`
 //!
 //! [`Admission`]: upstream::Admission
 //! [`App::shutdown`]: app::App::shutdown
@@ -110,6 +114,7 @@
 //! [`Config`]: config::Config
 //! [`Decision`]: routing::decide::Decision
 //! [`Endpoints`]: upstream::endpoints::Endpoints
+//! [`Events`]: admin::Events
 //! [`Direct`]: upstream::direct::Direct
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
@@ -136,6 +141,7 @@
 //! [`Upstream::admit`]: upstream::Upstream::admit
 //! [`Watch`]: control::watch::Watch
 //! [`Weight::set`]: routing::weight::Weight::set
+//! [`Window`]: telemetry::Window
 //! [`Worker`]: server::worker::Worker
 //! [`client_hello`]: net::client_hello
 //! [`decide`]: routing::decide::decide

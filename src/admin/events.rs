@@ -45,8 +45,8 @@ struct Latest {
     /// The beat in which it was made; `None` before the first.
     beat: Option<u64>,
     status: Versioned,
-    /// The same without what changes with every request.
-    state: Option<Arc<StatusReport>>,
+    /// The same without what passes by itself, then without what changes with every request.
+    shown: Option<Arc<[StatusReport; 2]>>,
     state_version: u64,
     series: Versioned,
 }
@@ -74,26 +74,36 @@ impl Events {
         if latest.beat != Some(beat) {
             latest.beat = Some(beat);
             let report = state.reporter().report();
-            latest.status.update(&report);
-            let quiet = Arc::new(without_numbers(report));
-            if latest.state.as_ref() != Some(&quiet) {
-                latest.state = Some(quiet);
-                latest.state_version += 1;
+            let status = json(&report);
+            let shown = [without_time(report.clone()), without_numbers(report)];
+            let before = latest.shown.take();
+            if before.as_ref().is_none_or(|before| before[0] != shown[0]) {
+                latest.status = Versioned { json: status, version: latest.status.version + 1 };
             }
-            latest.series.update(&state.status.series());
+            latest.state_version += u64::from(before.is_none_or(|before| before[1] != shown[1]));
+            latest.shown = Some(Arc::new(shown));
+            let series = json(&state.status.series());
+            if latest.series.json != series {
+                latest.series = Versioned { json: series, version: latest.series.version + 1 };
+            }
         }
         latest.clone()
     }
 }
 
-impl Versioned {
-    fn update(&mut self, value: &impl Serialize) {
-        let json = serde_json::to_vec(value).expect("our reports have names as keys and fail nowhere");
-        if self.json != json {
-            self.json = json.into();
-            self.version += 1;
+fn json(value: &impl Serialize) -> Bytes {
+    serde_json::to_vec(value).expect("our reports have names as keys and fail nowhere").into()
+}
+
+/// How far a window reaches back grows without anything happening.
+fn without_time(mut report: StatusReport) -> StatusReport {
+    for service in &mut report.services {
+        let Windows { one, five, sixty } = &mut service.windows;
+        for sides in [one, five, sixty] {
+            sides.seconds = 0;
         }
     }
+    report
 }
 
 /// What is left says whether something has happened.
@@ -234,7 +244,7 @@ mod tests {
         Latest {
             beat: Some(0),
             status: versioned("{1}", status),
-            state: None,
+            shown: None,
             state_version: state,
             series: versioned("{2}", series),
         }
