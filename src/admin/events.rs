@@ -140,7 +140,10 @@ pub(super) fn answer(state: &Arc<AdminState>, drain: &Drain, method: &Method) ->
 }
 
 /// The events of one reader.
-pub(super) struct Stream(Pin<Box<dyn Future<Output = Option<(Reader, Bytes)>> + Send>>);
+pub(super) struct Stream(Pin<Box<dyn Future<Output = Option<Next>> + Send>>);
+
+/// What is told next, and the reader for what comes after it.
+type Next = (Reader, Bytes);
 
 impl Stream {
     /// The next events; `None` is the end.
@@ -178,7 +181,7 @@ struct Told {
 
 impl Reader {
     /// Waits for something to tell; `None` when the time is over or the process ends.
-    async fn next(mut self) -> Option<(Self, Bytes)> {
+    async fn next(mut self) -> Option<Next> {
         loop {
             let events = &self.state.events;
             if self.told.is_some() {

@@ -330,6 +330,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_page_may_run_only_what_is_in_it_and_is_shown_in_no_frame() {
+        let port = Port::open();
+
+        let (status, head, body) = port.ask("GET", "/").await;
+
+        assert!(status == 200 && body.starts_with("<!doctype html>"), "{head}");
+        for part in
+            ["content-type: text/html", "default-src 'none'", "frame-ancestors 'none'", "cache-control: no-store"]
+        {
+            assert!(head.contains(part), "no {part} in {head}");
+        }
+        let (status, series) = port.json("/api/v1/series").await;
+        assert_eq!((status, series), (200, json!({})));
+    }
+
+    #[tokio::test]
+    async fn events_end_with_the_drain_and_a_head_takes_no_place() {
+        let port = Port::open();
+        let (status, head, body) = port.ask("HEAD", "/api/v1/events").await;
+        assert!(status == 200 && head.contains("content-type: text/event-stream") && body.is_empty(), "{head}");
+        let mut socket = TcpStream::connect(port.address).await.unwrap();
+        socket.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: admin\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        while !text.contains("event: status") {
+            let mut piece = [0; 4096];
+            let read = socket.read(&mut piece).await.unwrap();
+            text.push_str(std::str::from_utf8(&piece[..read]).unwrap());
+        }
+
+        port.trigger.drain(Duration::ZERO).await;
+
+        let started = std::time::Instant::now();
+        socket.read_to_string(&mut text).await.unwrap();
+        assert!(text.ends_with("\r\n0\r\n\r\n"), "the end is a whole one: {text}");
+        assert!(started.elapsed() < LAST_ANSWER, "it was told, not cut");
+    }
+
+    #[tokio::test]
     async fn it_answers_until_its_own_drain() {
         let port = Port::open();
         port.ask("GET", "/ready").await;
