@@ -22,6 +22,11 @@ const QUICK_CHECKS: u32 = 3;
 /// As quickly as this, when there are not so many of them that it would be felt.
 const QUICK: Duration = Duration::from_secs(1);
 
+/// Checks of one slot start together: handshakes in a batch share wake-ups and warm caches, which is most of what a check
+/// costs when the process does nothing else. An interval much longer than a slot does not notice.
+const SLOT: Duration = Duration::from_millis(250);
+const SLOTTED_FROM: Duration = Duration::from_secs(10);
+
 /// As many characters of a reason are kept.
 const LONGEST_ERROR: usize = 400;
 
@@ -168,6 +173,16 @@ impl Check {
         let pause = if checks < QUICK_CHECKS { self.interval.min(quick) } else { self.interval };
         pause.mul_f64(0.9 + 0.2 * dice)
     }
+
+    /// The beginning of the slot in which a check at `at` falls; slots are counted from `epoch`.
+    fn slot(&self, epoch: Instant, at: Instant) -> Instant {
+        if self.interval < SLOTTED_FROM {
+            return at;
+        }
+        let since = at.saturating_duration_since(epoch);
+        let into = since.as_nanos() % SLOT.as_nanos();
+        at - Duration::from_nanos(u64::try_from(into).unwrap_or(0))
+    }
 }
 
 /// Checks one cluster while a snapshot holds it.
@@ -226,8 +241,8 @@ impl Prober {
     }
 }
 
-/// Checks after `first` and then at the check's interval, until the prober is gone.
-pub async fn probe_until_dropped(prober: Weak<Prober>, first: Duration, quick: Duration) {
+/// Checks after `first` and then at the check's interval, in slots counted from `epoch`, until the prober is gone.
+async fn probe_until_dropped(prober: Weak<Prober>, epoch: Instant, first: Duration, quick: Duration) {
     let mut next = Instant::now() + first;
     let mut checks = 0_u32;
     loop {
@@ -236,14 +251,21 @@ pub async fn probe_until_dropped(prober: Weak<Prober>, first: Duration, quick: D
         let start = Instant::now();
         prober.check().await;
         checks = checks.saturating_add(1);
-        next = start + prober.check.pause(checks, quick, rand::random());
+        next = prober.check.slot(epoch, start + prober.check.pause(checks, quick, rand::random()));
     }
 }
 
 /// The tasks that probe. They end with their probers, and at the latest when this is dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Probers {
+    epoch: Instant,
     tasks: JoinSet<()>,
+}
+
+impl Default for Probers {
+    fn default() -> Self {
+        Self { epoch: Instant::now(), tasks: JoinSet::new() }
+    }
 }
 
 impl Probers {
@@ -256,7 +278,8 @@ impl Probers {
         for (place, prober) in new.iter().enumerate() {
             let turn = (place as f64 + rand::random::<f64>()) / new.len() as f64;
             let first = spread.min(prober.check.interval).mul_f64(turn);
-            self.tasks.spawn(probe_until_dropped(Arc::downgrade(prober), first, QUICK.max(spread)));
+            let checks = probe_until_dropped(Arc::downgrade(prober), self.epoch, first, QUICK.max(spread));
+            self.tasks.spawn(checks);
         }
     }
 
@@ -273,6 +296,11 @@ mod tests {
     use super::*;
 
     const THRESHOLDS: Thresholds = Thresholds { down: 3, up: 2 };
+
+    fn check(interval: Duration) -> Check {
+        let question = Question::new(&service(""), Cluster::New, Wanted::Http1);
+        Check { question, interval, timeout: Duration::from_secs(5), thresholds: THRESHOLDS }
+    }
 
     fn observed(health: &Health, results: &str) -> Vec<Option<State>> {
         results.chars().map(|result| health.observe(result == '+').map(|change| change.to)).collect()
@@ -327,12 +355,6 @@ mod tests {
 
     #[test]
     fn checks_are_spread_and_the_first_ones_are_quick() {
-        let check = |interval| Check {
-            question: Question::new(&service(""), Cluster::New, Wanted::Http1),
-            interval,
-            timeout: Duration::from_secs(5),
-            thresholds: THRESHOLDS,
-        };
         let (long, short) = (check(Duration::from_secs(30)), check(Duration::from_millis(300)));
         let milliseconds = |check: &Check, checks, dice| check.pause(checks, QUICK, dice).as_millis();
 
@@ -345,6 +367,19 @@ mod tests {
         ] {
             assert_eq!(milliseconds(&long, checks, dice), of_long);
             assert_eq!(milliseconds(&short, checks, dice), of_short);
+        }
+    }
+
+    #[test]
+    fn checks_far_apart_start_in_slots() {
+        let epoch = Instant::now();
+        let slot = |interval, at| {
+            let at = check(Duration::from_secs(interval)).slot(epoch, epoch + Duration::from_millis(at));
+            at.duration_since(epoch).as_millis()
+        };
+
+        for (interval, at, begins) in [(30, 0, 0), (30, 249, 0), (30, 250, 250), (10, 30_999, 30_750), (9, 999, 999)] {
+            assert_eq!(slot(interval, at), begins, "{interval} s, {at} ms");
         }
     }
 }
