@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::support::app::Proxy;
 use crate::support::browser::{self, Browser};
 use crate::support::client::Client;
+use crate::support::origin::Answer;
 use crate::support::setup::{Clusters, Setup};
 use crate::support::{PATIENCE, eventually};
 
@@ -299,4 +300,31 @@ fn a_lost_proxy_is_told_with_the_age_of_what_is_shown() {
     wait_for_sentence(&browser, "Data is ");
     let told = sentence(&browser);
     assert!(told.ends_with("old: the proxy does not answer."), "{told}");
+}
+
+#[test]
+fn the_last_hour_agrees_with_the_metrics() {
+    let clusters = Clusters::new();
+    clusters.new.on("/broken", Answer::status(503));
+    let calm = "fallback: {max_failures: 100000, min_requests: 100000}";
+    let proxy = Proxy::start(&Setup::new([clusters.service("a").percentage(50).with(calm)]));
+    for number in 0..60 {
+        proxy.get("a.old.test", if number % 4 == 0 { "/broken" } else { "/" });
+    }
+
+    let (hour, metrics) = (proxy.service("a")["windows"]["60m"].clone(), proxy.metrics());
+
+    for side in ["old", "new"] {
+        let counted = |outcome: &[(&str, &str)]| {
+            metrics.sum("upstream_responses_total", &[&[("service", "a"), ("target", side)], outcome].concat())
+        };
+        assert_eq!(hour[side]["requests"].as_f64(), Some(counted(&[])), "{hour}");
+        assert_eq!(hour[side]["errors"].as_f64(), Some(counted(&[("outcome", "503")])), "{hour}");
+        let quick = metrics.sum("upstream_duration_seconds_count", &[("service", "a"), ("target", side)]);
+        assert_eq!(hour[side]["requests"].as_f64(), Some(quick), "{hour}");
+    }
+    let new = &hour["new"];
+    assert!(new["errors"].as_u64() > Some(0) && new["errors"] == new["kinds"]["503"], "{hour}");
+    assert!(new["p50"].as_f64() > Some(0.0) && new["p50"].as_f64() <= new["p90"].as_f64(), "{hour}");
+    assert!(new["connects"].as_u64() > Some(0) && new["connect"].as_f64() > Some(0.0), "{hour}");
 }
