@@ -5,10 +5,12 @@
 mod answer;
 mod api;
 mod auth;
+pub mod doctor;
 mod events;
 mod explain;
 mod page;
 mod query;
+mod verify;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
