@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminState};
+use crate::admin::{self, AdminState, Events};
 use crate::config::{Config, ConfigError, Environment, Listen};
 use crate::control::backend::Backend;
 use crate::control::candidate::{Candidate, Compiled};
@@ -190,6 +190,7 @@ impl App {
             rollbacks,
             environment: environment.clone(),
             keeps_alone,
+            events: Events::default(),
             is_alive: Box::new(heartbeats.is_alive),
         };
         let opener = Opener {

@@ -15,7 +15,7 @@
 //! | [`proxy`] | one request from head to last byte |
 //! | [`server`] | sockets, TLS and HTTP towards clients, spread over the workers |
 //! | [`control`] | files that change, what commands changed apart from them, the other replicas, and the report of what is and was |
-//! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, and `/api/v1`, where commands write |
+//! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, the page at `/`, and `/api/v1`, where commands write |
 //! | [`cli`] | one file for each verb |
 //! | [`app`] | builds every part, owns the runtimes, ends them in order |
 //! | [`telemetry`] | metrics, access log, audit and control lines, the last decisions, and the closed sets of [`labels`] |
@@ -69,6 +69,8 @@
 //!   serves, and where there is none the process ends.
 //! - **A command**: the API hands a [`Change`] to the [`Keeper`], which applies it to the [`State`], stores that, and brings
 //!   the [`Snapshot`] in line with it. A reload goes the same way: what the file changes clears what a command set.
+//! - **The page**: [`Window`] turns meters into the last hour, [`Events`] tell open pages what has changed, made once for all of
+//!   them; text from requests becomes text nodes and never markup.
 //! - **Several replicas**: the [`Keeper`] stores through a [`Remote`], the `StateMap` of `control::kubernetes`, which refuses
 //!   what was made of an older revision and tells what others store; [`merge`] joins what two replicas changed apart. The
 //!   [`Watcher`] reads the `/status` of the others into the [`Fleet`], which only reports.
@@ -113,6 +115,8 @@
 //! 16. What other replicas or the API server say or do not say disturbs no traffic.
 //!     `sharing::a_lost_api_server_disturbs_no_traffic`, `fleet::peers_that_answer_garbage_or_never_are_unreachable`
 //! 17. Every change is one audit line, and the history has it with its way back. `history::what_happened_is_told_with_the_way_back`
+//! 18. The page needs nothing from elsewhere, and what comes from outside stays text.
+//!     `page::it_suits_both_languages_both_themes_phones_and_desks`, `page::text_from_outside_stays_text`
 //!
 //! [`Admission`]: upstream::Admission
 //! [`App::shutdown`]: app::App::shutdown
@@ -123,6 +127,7 @@
 //! [`Config`]: config::Config
 //! [`Decision`]: routing::decide::Decision
 //! [`Endpoints`]: upstream::endpoints::Endpoints
+//! [`Events`]: admin::Events
 //! [`Direct`]: upstream::direct::Direct
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
@@ -155,6 +160,7 @@
 //! [`Watch`]: control::watch::Watch
 //! [`Watcher`]: control::peers::Watcher
 //! [`Weight::set`]: routing::weight::Weight::set
+//! [`Window`]: telemetry::Window
 //! [`Worker`]: server::worker::Worker
 //! [`client_hello`]: net::client_hello
 //! [`compare`]: proxy::compare::compare

@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod balancer;
+pub mod browser;
 pub mod certs;
 pub mod cli;
 pub mod client;
