@@ -27,7 +27,7 @@ pub(super) fn read(decoder: &mut Decoder<'_>, root: &Node) -> Config {
         });
         let global = top.section("global", global);
         let listen = top.section("listen", listen);
-        let config = Config {
+        Config {
             workers: top.value("workers", None, |text| values::amount(0..=1024)(text).map(zero_is_none)),
             safe_mode: top.value("safe_mode", false, values::switch),
             limits: top.section("limits", limits),
@@ -41,8 +41,7 @@ pub(super) fn read(decoder: &mut Decoder<'_>, root: &Node) -> Config {
             services: services(top, &global, &listen),
             global,
             listen,
-        };
-        config
+        }
     })
 }
 

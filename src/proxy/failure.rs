@@ -221,7 +221,6 @@ impl fmt::Display for Failure {
                 None => write!(f, "TLS: {error}"),
             },
             Self::Unprocessed(error) => write!(f, "the upstream took no more requests: {error}"),
-            Self::Reset(error) => write!(f, "no response: {error}"),
             Self::Head(error) => write!(f, "the response head is too large: {error}"),
             Self::Unasked => f.write_str("the upstream switched protocols unasked"),
             Self::Timeout(limit) => write!(f, "no response head after {limit:?}"),
