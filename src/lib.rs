@@ -14,7 +14,7 @@
 //! | [`upstream`] | one backend: names, addresses, connections, the [`Pool`], the [`Breaker`], the [`Health`] check |
 //! | [`proxy`] | one request from head to last byte |
 //! | [`server`] | sockets, TLS and HTTP towards clients, spread over the workers |
-//! | [`control`] | files that change, what commands changed apart from them, and the report of what is and was |
+//! | [`control`] | files that change, what commands changed apart from them, the other replicas, and the report of what is and was |
 //! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, and `/api/v1`, where commands write |
 //! | [`cli`] | one file for each verb |
 //! | [`app`] | builds every part, owns the runtimes, ends them in order |
@@ -68,6 +68,12 @@
 //!   serves, and where there is none the process ends.
 //! - **A command**: the API hands a [`Change`] to the [`Keeper`], which applies it to the [`State`], stores that, and brings
 //!   the [`Snapshot`] in line with it. A reload goes the same way: what the file changes clears what a command set.
+//! - **Several replicas**: the [`Keeper`] stores through a [`Remote`], the `StateMap` of `control::kubernetes`, which refuses
+//!   what was made of an older revision and tells what others store; [`merge`] joins what two replicas changed apart. The
+//!   [`Watcher`] reads the `/status` of the others into the [`Fleet`], which only reports.
+//! - **An examination**: `doctor` walks the way of a request in single steps, [`upstream::examine`] up to TLS and
+//!   [`proxy::examine`] from there, [`control::examine`] looks at the process, and each step leaves a [`Finding`]. `verify` sends
+//!   one [`Inquiry`] to both clusters and [`compare`]s. Neither touches pool, breaker or meters.
 //! - **Stop**: [`App::shutdown`]: not ready, still accepting for `drain.delay`, then open work may finish within
 //!   `drain.grace`, then the admin port, the threads and the last log lines.
 //!
@@ -101,6 +107,10 @@
 //!     `secrets::logs_status_metrics_errors_and_explanations_show_no_secret`
 //! 14. What a command changed survives, until something newer changes it.
 //!     `state::commands_survive_kill_and_a_resync_but_not_another_declared_value`
+//! 15. Replicas that share a state serve one value of it, and never a third one. `sharing::no_update_of_a_thousand_is_lost`,
+//!     `sharing::files_that_change_apart_never_lead_to_a_third_value`
+//! 16. What other replicas or the API server say or do not say disturbs no traffic.
+//!     `sharing::a_lost_api_server_disturbs_no_traffic`, `fleet::peers_that_answer_garbage_or_never_are_unreachable`
 //!
 //! [`Admission`]: upstream::Admission
 //! [`App::shutdown`]: app::App::shutdown
@@ -114,7 +124,10 @@
 //! [`Direct`]: upstream::direct::Direct
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
+//! [`Fleet`]: control::fleet::Fleet
+//! [`Finding`]: upstream::finding::Finding
 //! [`Health`]: upstream::health::Health
+//! [`Inquiry`]: proxy::inquiry::Inquiry
 //! [`Keeper`]: control::keeper::Keeper
 //! [`Lease::send`]: upstream::pool::Lease::send
 //! [`Listener::accept`]: net::listener::Listener::accept
@@ -124,6 +137,7 @@
 //! [`Pool`]: upstream::pool::Pool
 //! [`Proxy::handle`]: proxy::Proxy::handle
 //! [`Reloader`]: control::reload::Reloader
+//! [`Remote`]: control::shared::Remote
 //! [`Resolver`]: upstream::resolve::Resolver
 //! [`ResponseBody`]: proxy::body::ResponseBody
 //! [`Service::decide`]: routing::service::Service::decide
@@ -136,18 +150,22 @@
 //! [`Tunnel`]: proxy::upgrade::Tunnel
 //! [`Upstream::admit`]: upstream::Upstream::admit
 //! [`Watch`]: control::watch::Watch
+//! [`Watcher`]: control::fleet::Watcher
 //! [`Weight::set`]: routing::weight::Weight::set
 //! [`Worker`]: server::worker::Worker
 //! [`client_hello`]: net::client_hello
+//! [`compare`]: proxy::compare::compare
 //! [`decide`]: routing::decide::decide
 //! [`forward`]: proxy::forward::forward
 //! [`labels`]: telemetry::labels
+//! [`merge`]: control::merge::merge
 
 pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod manifest;
 pub mod net;
 pub mod proxy;
 pub mod readiness;

@@ -5,8 +5,10 @@
 mod answer;
 mod api;
 mod auth;
+pub mod doctor;
 mod explain;
 mod query;
+mod verify;
 
 use std::convert::Infallible;
 use std::net::IpAddr;

@@ -96,12 +96,13 @@ pub struct Answer {
 pub struct Client {
     url: AdminUrl,
     token: Option<HeaderValue>,
+    patience: Duration,
 }
 
 impl Client {
     /// A client without a token.
     pub fn new(url: AdminUrl) -> Self {
-        Self { url, token: None }
+        Self { url, token: None, patience: PATIENCE }
     }
 
     /// A client that sends the first token of a file.
@@ -111,7 +112,13 @@ impl Client {
     /// The file cannot be read or holds no token.
     pub fn with_token_file(url: AdminUrl, file: Option<&Path>) -> Result<Self, Failure> {
         let token = file.map(token).transpose()?;
-        Ok(Self { url, token })
+        Ok(Self { url, token, patience: PATIENCE })
+    }
+
+    /// The same for questions that take longer to answer.
+    #[must_use]
+    pub fn patient_for(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// What is asked.
@@ -136,13 +143,14 @@ impl Client {
     pub fn send(&self, method: Method, target: &str, body: Option<&serde_json::Value>) -> Result<Answer, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
-        let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, self.ask(method, target, body)).await });
+        let answer =
+            runtime.block_on(async { tokio::time::timeout(self.patience, self.ask(method, target, body)).await });
         // A name that does not resolve would keep us waiting for a thread that nobody needs any more.
         runtime.shutdown_background();
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.unreachable(&error)),
-            Err(_) => Err(self.unreachable(&format!("no answer within {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(self.unreachable(&format!("no answer within {} s", self.patience.as_secs()))),
         }
     }
 

@@ -8,8 +8,6 @@ use super::values::Wrong;
 enum Refused {
     /// These words.
     Words(&'static [&'static str]),
-    /// Everything but these words.
-    AllBut(&'static [&'static str]),
     /// Everything but nothing: an empty text, list or mapping.
     Anything,
 }
@@ -25,11 +23,7 @@ pub(super) enum Scope {
 
 /// Remove a line when its behaviour is built.
 const LIST: &[(Scope, &[&str], Refused)] = &[
-    (Scope::File, &["fleet", "peers"], Refused::Anything),
     (Scope::File, &["reload", "on_lost_host"], Refused::Words(&["refuse"])),
-    (Scope::File, &["state", "backend"], Refused::Words(&["kubernetes"])),
-    (Scope::File, &["state", "config_map"], Refused::AllBut(&["migration-state"])),
-    (Scope::File, &["state", "namespace"], Refused::Anything),
     (Scope::Service, &["shadow"], Refused::Anything),
     (Scope::Service, &["rollout"], Refused::Anything),
 ];
@@ -50,11 +44,8 @@ impl Refused {
             (Self::Words(words), Value::Scalar(_)) => {
                 decoder.text(value, path).is_some_and(|text| words.contains(&&*text))
             }
-            (Self::AllBut(words), Value::Scalar(_)) => {
-                decoder.text(value, path).is_some_and(|text| !text.is_empty() && !words.contains(&&*text))
-            }
             // Decoding says what is wrong with them.
-            (Self::Words(_) | Self::AllBut(_), Value::List(_) | Value::Map(_)) => false,
+            (Self::Words(_), Value::List(_) | Value::Map(_)) => false,
             (Self::Anything, Value::Scalar(_)) => decoder.text(value, path).is_some_and(|text| !text.is_empty()),
             (Self::Anything, Value::List(items)) => !items.is_empty(),
             (Self::Anything, Value::Map(entries)) => !entries.is_empty(),

@@ -26,30 +26,30 @@ pub const LONGEST_CLOCK: Duration = Duration::from_secs(30 * 24 * 3600);
 pub struct State {
     /// Safe mode of everything, by command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    safe_mode: Option<Mark>,
+    pub(super) safe_mode: Option<Mark>,
     /// No increases of any service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    freeze: Option<Mark>,
+    pub(super) freeze: Option<Mark>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    services: BTreeMap<String, ServiceState>,
+    pub(super) services: BTreeMap<String, ServiceState>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct ServiceState {
+pub(super) struct ServiceState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    percentage: Option<Override<Percent>>,
+    pub(super) percentage: Option<Override<Percent>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    enabled: Option<Override<bool>>,
+    pub(super) enabled: Option<Override<bool>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    methods: Option<Override<Methods>>,
+    pub(super) methods: Option<Override<Methods>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    safe_mode: Option<Mark>,
+    pub(super) safe_mode: Option<Mark>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    freeze: Option<Mark>,
+    pub(super) freeze: Option<Mark>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    clock: Option<Clock>,
+    pub(super) clock: Option<Clock>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    streams: Option<Streams>,
+    pub(super) streams: Option<Streams>,
 }
 
 /// Who changed something, when and why.
@@ -68,30 +68,30 @@ pub struct Mark {
 
 /// A value in force, and what the file declared when it was set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Override<T> {
-    value: T,
-    declared: T,
-    mark: Mark,
+pub(super) struct Override<T> {
+    pub(super) value: T,
+    pub(super) declared: T,
+    pub(super) mark: Mark,
 }
 
 /// A share that goes back by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Clock {
+pub(super) struct Clock {
     until: Timestamp,
     back_to: Percent,
 }
 
 /// What lasts on new was told to end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Streams {
-    at: Timestamp,
+pub(super) struct Streams {
+    pub(super) at: Timestamp,
     over_ms: u64,
 }
 
 /// Methods as they are written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
-struct Methods(Vec<Method>);
+pub(super) struct Methods(Vec<Method>);
 
 impl TryFrom<Vec<String>> for Methods {
     type Error = http::method::InvalidMethod;
@@ -115,7 +115,7 @@ pub struct Declared {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct DeclaredService {
+pub(super) struct DeclaredService {
     percentage: Percent,
     max_step: Percent,
     enabled: bool,
@@ -210,6 +210,9 @@ pub enum Refusal {
     /// A freeze, a step that is too large, or a switch that belongs to the file.
     #[error("{0}")]
     Policy(String),
+    /// A newer intent of another replica.
+    #[error("{0}")]
+    Overtaken(String),
 }
 
 /// The next state and how it differs.
@@ -233,7 +236,7 @@ impl Declared {
     }
 
     /// The services that a name or pattern means.
-    fn matching(&self, pattern: &str) -> Result<Vec<(&String, &DeclaredService)>, Refusal> {
+    pub(super) fn matching(&self, pattern: &str) -> Result<Vec<(&String, &DeclaredService)>, Refusal> {
         if !pattern.contains(['*', '?']) {
             let found = self.services.get_key_value(pattern);
             return found.map(|found| vec![found]).ok_or_else(|| self.unknown(pattern));
@@ -559,12 +562,12 @@ impl Methods {
 }
 
 impl Entry {
-    fn share(kind: Kind, service: &str, from: Percent, to: Percent) -> Self {
+    pub(super) fn share(kind: Kind, service: &str, from: Percent, to: Percent) -> Self {
         let said = |share: Percent| Some(Said::Share(share));
         Self { kind, service: Some(service.to_owned()), from: said(from), to: said(to) }
     }
 
-    fn switch(kind: Kind, service: Option<&String>, from: bool, to: bool) -> Self {
+    pub(super) fn switch(kind: Kind, service: Option<&String>, from: bool, to: bool) -> Self {
         let said = |on: bool| Some(Said::Text(if on { "on" } else { "off" }.to_owned()));
         Self { kind, service: service.cloned(), from: said(from), to: said(to) }
     }
@@ -582,7 +585,7 @@ impl Entry {
         }
     }
 
-    fn methods(kind: Kind, service: &str, from: &Methods, to: &Methods) -> Self {
+    pub(super) fn methods(kind: Kind, service: &str, from: &Methods, to: &Methods) -> Self {
         Self { kind, service: Some(service.to_owned()), from: Some(from.said()), to: Some(to.said()) }
     }
 }

@@ -1,7 +1,9 @@
 //! The life of one request, top to bottom.
 
 pub mod body;
+pub mod compare;
 pub mod connection;
+pub mod examine;
 pub mod exchange;
 pub mod failure;
 pub mod forward;
@@ -9,6 +11,7 @@ pub mod grpc;
 pub mod headers;
 pub mod hop_by_hop;
 pub mod host;
+pub mod inquiry;
 pub mod interim;
 pub mod origins;
 pub mod reply;
@@ -17,6 +20,7 @@ pub mod sender;
 pub mod timeouts;
 pub mod tries;
 pub mod upgrade;
+pub mod verify;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use super::io::Guarded;
@@ -31,7 +32,7 @@ use crate::proxy::{Closed, Proxy};
 use crate::routing::service::Edge;
 use crate::shutdown::Drain;
 use crate::telemetry::access_line::{Line, RequestText};
-use crate::telemetry::labels::ListenerKind;
+use crate::telemetry::labels::{ListenerKind, RejectCause};
 use crate::tls::certificates::Certificates;
 
 /// Requests under way on one HTTP/2 connection: RFC 9113, 6.5.2, asks for no less than 100, and hyper's default of 200 lets
@@ -149,20 +150,39 @@ async fn open(
     proxy: &Proxy,
 ) -> io::Result<(SocketAddr, Opened)> {
     let peer = if edge.proxy_protocol { announced(&mut socket, peer, edge, proxy).await? } else { peer };
+    let limit = if door.tls.is_some() { edge.timeouts.tls_handshake } else { edge.timeouts.header };
+    let deadline = begun(&socket, limit).await?;
     let opened = match &door.tls {
         None => {
-            let is_http2 = tokio::time::timeout(edge.timeouts.header, speaks_http2(&socket)).await??;
+            let is_http2 = in_time(deadline, proxy, speaks_http2(&socket)).await?;
             Opened::Http(Stream::Plain(socket), None, is_http2)
         }
-        Some(tls) => tokio::time::timeout(edge.timeouts.tls_handshake, tls.open(socket, edge, proxy)).await??,
+        Some(tls) => in_time(deadline, proxy, tls.open(socket, edge, proxy)).await?,
     };
     Ok((peer, opened))
+}
+
+/// Waits for the first bytes; says until when the others have time. Whoever says nothing, as many probes do, leaves no
+/// trace.
+async fn begun(socket: &TcpStream, limit: Duration) -> io::Result<Instant> {
+    let deadline = Instant::now() + limit;
+    timeout_at(deadline, socket.readable()).await??;
+    Ok(deadline)
+}
+
+/// A client that has begun and comes to no end is too slow.
+async fn in_time<T>(deadline: Instant, proxy: &Proxy, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout_at(deadline, step).await.unwrap_or_else(|elapsed| {
+        proxy.telemetry().process.rejected(Refusal::Slow.cause());
+        Err(elapsed.into())
+    })
 }
 
 /// The other end, as a PROXY header of a trusted peer says, or as it is.
 async fn announced(socket: &mut TcpStream, peer: SocketAddr, edge: &Edge, proxy: &Proxy) -> io::Result<SocketAddr> {
     let trusted = edge.trust.contains(peer.ip());
-    match tokio::time::timeout(edge.timeouts.header, proxy_protocol::read(socket, trusted)).await?? {
+    let deadline = begun(socket, edge.timeouts.header).await?;
+    match in_time(deadline, proxy, proxy_protocol::read(socket, trusted)).await? {
         Found::Nothing | Found::Header(None) => Ok(peer),
         Found::Header(Some(source)) => Ok(source),
         Found::Refused => {
@@ -180,11 +200,17 @@ impl Tls {
         {
             return Ok(Opened::Passage(Passage { socket, server_name, service }));
         }
-        self.accept(socket).await
+        self.accept(socket, proxy).await
     }
 
-    async fn accept(&self, socket: TcpStream) -> io::Result<Opened> {
-        let stream = TlsAcceptor::from(self.config.clone()).accept(socket).await?;
+    async fn accept(&self, socket: TcpStream, proxy: &Proxy) -> io::Result<Opened> {
+        let accepted = TlsAcceptor::from(self.config.clone()).accept(socket).await;
+        let stream = accepted.inspect_err(|error| {
+            // A client that leaves in between is no more than that.
+            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                proxy.telemetry().process.rejected(RejectCause::Tls);
+            }
+        })?;
         let session = stream.get_ref().1;
         let is_http2 = session.alpn_protocol() == Some(b"h2");
         let server_name = session.server_name().map(Box::<str>::from);
@@ -350,10 +376,10 @@ struct Patience {
     limits: ListenTimeouts,
     timer: Pin<Box<tokio::time::Sleep>>,
     /// The last look that saw a request under way or ended since the look before.
-    active: tokio::time::Instant,
+    active: Instant,
     served: u32,
     /// The connection is on its way out since then.
-    ending: Option<tokio::time::Instant>,
+    ending: Option<Instant>,
     farewell: Duration,
 }
 
@@ -370,12 +396,12 @@ enum Lost {
 impl Patience {
     fn new(flow: Arc<Flow>, limits: ListenTimeouts) -> Self {
         let timer = Box::pin(tokio::time::sleep(LOOK));
-        Self { flow, limits, timer, active: tokio::time::Instant::now(), served: 0, ending: None, farewell: FAREWELL }
+        Self { flow, limits, timer, active: Instant::now(), served: 0, ending: None, farewell: FAREWELL }
     }
 
     /// The connection was told to end, and the client has this long for its part once nothing is under way.
     fn is_ending(&mut self, farewell: Duration) {
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         self.ending.get_or_insert(now);
         self.farewell = farewell;
         self.timer.as_mut().reset(now + farewell.min(LOOK));
@@ -383,7 +409,7 @@ impl Patience {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
         while self.timer.as_mut().poll(cx).is_ready() {
-            let now = tokio::time::Instant::now();
+            let now = Instant::now();
             self.timer.as_mut().reset(now + self.farewell.min(LOOK));
             if let Some(lost) = self.look(now) {
                 return Poll::Ready(lost);
@@ -392,7 +418,7 @@ impl Patience {
         Poll::Pending
     }
 
-    fn look(&mut self, now: tokio::time::Instant) -> Option<Lost> {
+    fn look(&mut self, now: Instant) -> Option<Lost> {
         let served = self.flow.served();
         if self.flow.busy() > 0 {
             self.active = now;

@@ -11,6 +11,8 @@ pub mod client;
 pub mod dns;
 pub mod frame_origin;
 pub mod grpc;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod origin;
 pub mod peers;
 

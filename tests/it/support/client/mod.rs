@@ -20,6 +20,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::PATIENCE;
+use super::origin::Handshake;
 
 const PIECE: usize = 64 * 1024;
 
@@ -231,6 +232,12 @@ impl Client {
     pub fn tls_version(&self) -> Option<rustls::ProtocolVersion> {
         let Wire::Tls(stream) = &self.wire else { return None };
         stream.conn.protocol_version()
+    }
+
+    /// What the handshake came to.
+    pub fn handshake_result(&self) -> Option<Handshake> {
+        let Wire::Tls(stream) = &self.wire else { return None };
+        Handshake::of(&stream.conn)
     }
 
     /// The certificate that the server showed.

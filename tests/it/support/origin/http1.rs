@@ -74,6 +74,7 @@ async fn exchange(wire: &mut Wire, facts: &Facts, shared: &Arc<Shared>) -> io::R
         peer: facts.peer,
         sni: facts.sni.clone(),
         client_certificate: facts.client_certificate.clone(),
+        handshake: facts.handshake,
     };
     let (place, answer) = shared.arrived(recorded);
     let mut incoming = Incoming { rest: &mut rest, place, shared };

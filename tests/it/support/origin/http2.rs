@@ -115,6 +115,7 @@ fn recorded(request: &Request<Incoming>, facts: Facts) -> Recorded {
         peer: facts.peer,
         sni: facts.sni,
         client_certificate: facts.client_certificate,
+        handshake: facts.handshake,
     }
 }
 
