@@ -176,9 +176,9 @@ impl Failure {
             Self::Connect(_)
             | Self::Stale(_)
             | Self::Raced(_)
-            | Self::Identity(_)
             | Self::Unprocessed(_)
             | Self::Reset(_)
+            | Self::Identity(_)
             | Self::Head(_)
             | Self::Unasked => StatusCode::BAD_GATEWAY,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
@@ -215,12 +215,12 @@ impl fmt::Display for Failure {
         match self {
             Self::Connect(error) => write!(f, "{}", error.cause),
             Self::Stale(error) | Self::Raced(error) => write!(f, "the connection could not be used: {error}"),
+            Self::Unprocessed(error) => write!(f, "the upstream took no more requests: {error}"),
             Self::Reset(error) => write!(f, "no response: {}", told(error)),
             Self::Identity(error) => match io_error(error) {
                 Some(error) => write!(f, "TLS: {}", reason(error)),
                 None => write!(f, "TLS: {error}"),
             },
-            Self::Unprocessed(error) => write!(f, "the upstream took no more requests: {error}"),
             Self::Head(error) => write!(f, "the response head is too large: {error}"),
             Self::Unasked => f.write_str("the upstream switched protocols unasked"),
             Self::Timeout(limit) => write!(f, "no response head after {limit:?}"),
