@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
 use crate::config::{Config, ConfigError, Environment, Listen};
+use crate::control::backend::Backend;
 use crate::control::candidate::{Candidate, Compiled};
+use crate::control::fleet::Watcher;
 use crate::control::keeper::Keeper;
 use crate::control::listeners::{self, Listeners, Socket};
 use crate::control::opening::{self, Opening};
 use crate::control::reload::{Parts, ReloadHandle, Reloader};
 use crate::control::rollback;
-use crate::control::state_file::StateFile;
 use crate::control::status::{self, Status};
 use crate::control::watch::Watch;
 use crate::net::listener::Bound;
@@ -159,8 +160,13 @@ impl App {
             telemetry.process.state_failed();
             tracing::warn!(%error, "the last good configuration was lost");
         }
+        let backend = Backend::choose(&first, &environment, &readiness).map_err(StartError::Config)?;
+        let keeps_alone = backend.is_alone()
+            && environment.contains_key("KUBERNETES_SERVICE_HOST")
+            && !config.listen.admin.ip().is_loopback();
+        let (store, follow) = backend.split();
         let keeper = Keeper::open(
-            StateFile::in_directory(&config.reload.state_dir),
+            store,
             &config,
             before.as_ref().map(Candidate::config),
             live.clone(),
@@ -183,7 +189,7 @@ impl App {
             history: history.clone(),
             rollbacks,
             environment: environment.clone(),
-            keeps_alone: environment.contains_key("KUBERNETES_SERVICE_HOST") && !config.listen.admin.ip().is_loopback(),
+            keeps_alone,
             is_alive: Box::new(heartbeats.is_alive),
         };
         let opener = Opener {
@@ -196,6 +202,12 @@ impl App {
         };
         let open = move |kind, bound, retired| opener.open(kind, bound, retired);
         let listeners = Listeners::start(sockets, Box::new(open)).map_err(other("a listener"))?;
+        let watcher = Watcher {
+            live: live.clone(),
+            status: status.clone(),
+            telemetry: telemetry.clone(),
+            resolver: resolver.clone(),
+        };
         let parts = Parts {
             path,
             environment,
@@ -215,6 +227,8 @@ impl App {
         let reloader = Reloader::new(parts, first, broken.as_ref());
         let reload = reloader.handle();
         threads.start_control(reloader, watch, &live, status, &drain);
+        threads.control.spawn(watcher.run(drain.clone()));
+        follow(keeper.clone(), drain.clone());
         threads.control.spawn(keeper.run(drain.clone()));
         drop(starting);
         Ok(Self { addresses, live, readiness, telemetry, reload, trigger, admin: admin_trigger, threads, wishes })

@@ -14,7 +14,7 @@
 //! | [`upstream`] | one backend: names, addresses, connections, the [`Pool`], the [`Breaker`], the [`Health`] check |
 //! | [`proxy`] | one request from head to last byte |
 //! | [`server`] | sockets, TLS and HTTP towards clients, spread over the workers |
-//! | [`control`] | files that change, what commands changed apart from them, and the report of what is and was |
+//! | [`control`] | files that change, what commands changed apart from them, the other replicas, and the report of what is and was |
 //! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, and `/api/v1`, where commands write |
 //! | [`cli`] | one file for each verb |
 //! | [`app`] | builds every part, owns the runtimes, ends them in order |
@@ -69,6 +69,12 @@
 //!   serves, and where there is none the process ends.
 //! - **A command**: the API hands a [`Change`] to the [`Keeper`], which applies it to the [`State`], stores that, and brings
 //!   the [`Snapshot`] in line with it. A reload goes the same way: what the file changes clears what a command set.
+//! - **Several replicas**: the [`Keeper`] stores through a [`Remote`], the `StateMap` of `control::kubernetes`, which refuses
+//!   what was made of an older revision and tells what others store; [`merge`] joins what two replicas changed apart. The
+//!   [`Watcher`] reads the `/status` of the others into the [`Fleet`], which only reports.
+//! - **An examination**: `doctor` walks the way of a request in single steps, [`upstream::examine`] up to TLS and
+//!   [`proxy::examine`] from there, [`control::examine`] looks at the process, and each step leaves a [`Finding`]. `verify` sends
+//!   one [`Inquiry`] to both clusters and [`compare`]s. Neither touches pool, breaker or meters.
 //! - **Stop**: [`App::shutdown`]: not ready, still accepting for `drain.delay`, then open work may finish within
 //!   `drain.grace`, then the admin port, the threads and the last log lines.
 //!
@@ -81,7 +87,8 @@
 //!    on one thread, and it makes no difference on which. `routing::two_workers_decide_alike`, and the lint
 //!    `await_holding_lock`
 //! 4. Every request ends in one answer, one access line and at most one verdict to the breaker; leases, permits and
-//!    gauges return by `Drop`. `bad_input::malformed_requests_get_the_right_answer_and_are_counted`,
+//!    gauges return by `Drop`. `smuggling::heads_are_well_formed_or_refused`,
+//!    `bad_input::requests_over_a_limit_get_the_right_answer_and_are_counted`,
 //!    `forwarding::a_leaving_client_ends_the_exchange_at_the_origin`, `fallback::leaving_clients_are_never_new_s_fault`
 //! 5. What may have been executed is never sent twice. `fallback::an_unsafe_request_is_repeated_only_when_nothing_was_sent`,
 //!    `fallback::a_post_is_sent_at_most_once_while_new_dies`
@@ -102,6 +109,10 @@
 //! 14. What a command changed survives, until something newer changes it.
 //!     `state::commands_survive_kill_and_a_resync_but_not_another_declared_value`
 //! 15. Every change is one audit line, and the history has it with its way back. `history::what_happened_is_told_with_the_way_back`
+//! 16. Replicas that share a state serve one value of it, and never a third one. `sharing::no_update_of_a_thousand_is_lost`,
+//!     `sharing::files_that_change_apart_never_lead_to_a_third_value`
+//! 17. What other replicas or the API server say or do not say disturbs no traffic.
+//!     `sharing::a_lost_api_server_disturbs_no_traffic`, `fleet::peers_that_answer_garbage_or_never_are_unreachable`
 //!
 //! [`Admission`]: upstream::Admission
 //! [`App::shutdown`]: app::App::shutdown
@@ -115,8 +126,11 @@
 //! [`Direct`]: upstream::direct::Direct
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
+//! [`Fleet`]: control::fleet::Fleet
+//! [`Finding`]: upstream::finding::Finding
 //! [`Health`]: upstream::health::Health
 //! [`History`]: control::history::History
+//! [`Inquiry`]: proxy::inquiry::Inquiry
 //! [`Keeper`]: control::keeper::Keeper
 //! [`Lease::send`]: upstream::pool::Lease::send
 //! [`Listener::accept`]: net::listener::Listener::accept
@@ -126,6 +140,7 @@
 //! [`Pool`]: upstream::pool::Pool
 //! [`Proxy::handle`]: proxy::Proxy::handle
 //! [`Reloader`]: control::reload::Reloader
+//! [`Remote`]: control::shared::Remote
 //! [`Resolver`]: upstream::resolve::Resolver
 //! [`ResponseBody`]: proxy::body::ResponseBody
 //! [`Service::decide`]: routing::service::Service::decide
@@ -138,19 +153,23 @@
 //! [`Tunnel`]: proxy::upgrade::Tunnel
 //! [`Upstream::admit`]: upstream::Upstream::admit
 //! [`Watch`]: control::watch::Watch
+//! [`Watcher`]: control::fleet::Watcher
 //! [`Weight::set`]: routing::weight::Weight::set
 //! [`Worker`]: server::worker::Worker
 //! [`client_hello`]: net::client_hello
+//! [`compare`]: proxy::compare::compare
 //! [`decide`]: routing::decide::decide
 //! [`differences`]: control::differences::between
 //! [`forward`]: proxy::forward::forward
 //! [`labels`]: telemetry::labels
+//! [`merge`]: control::merge::merge
 
 pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod manifest;
 pub mod net;
 pub mod proxy;
 pub mod readiness;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::answer::{self, Body};
 use super::auth::{self, Refused};
-use super::{AdminState, configuration, query};
+use super::{AdminState, configuration, doctor, query, verify};
 use crate::config::{self, Percent};
 use crate::control::keeper::{Applied, ChangeError};
 use crate::control::state::{Change, Migration, Refusal, Share};
@@ -40,6 +40,12 @@ enum Action {
     Confirm(String),
     SafeMode(Option<String>),
     Freeze,
+}
+
+/// What a path makes the proxy ask the clusters: nothing is changed, but requests are sent.
+enum Errand {
+    Doctor,
+    Verify(String),
 }
 
 /// `PUT /api/v1/services/NAME/migration`.
@@ -94,6 +100,9 @@ async fn perform(state: &AdminState, actor: &Actor, head: &Parts, body: Incoming
         "/api/v1/check" => return configuration::check(state, head, body).await,
         _ => {}
     }
+    if let Some(errand) = Errand::of(&head.method, head.uri.path())? {
+        return errand.run(state, actor, head, body).await;
+    }
     let Some(action) = Action::of(&head.method, head.uri.path())? else {
         return Ok(answer::error(StatusCode::NOT_FOUND, "nothing here that can be changed"));
     };
@@ -114,13 +123,10 @@ impl Action {
     fn of(method: &Method, path: &str) -> Result<Option<Self>, Refused> {
         let Some(rest) = path.strip_prefix("/api/v1/") else { return Ok(None) };
         let parts: Vec<&str> = rest.split('/').collect();
-        let name = |part: &str| {
-            query::decoded(part).ok_or_else(|| (StatusCode::UNPROCESSABLE_ENTITY, "the name is no UTF-8".to_owned()))
-        };
         let (action, wanted) = match parts.as_slice() {
-            ["services", service, "migration"] => (Self::Migration(name(service)?), Method::PUT),
-            ["services", service, "confirm"] => (Self::Confirm(name(service)?), Method::POST),
-            ["services", service, "safe-mode"] => (Self::SafeMode(Some(name(service)?)), Method::PUT),
+            ["services", service, "migration"] => (Self::Migration(name_in(service)?), Method::PUT),
+            ["services", service, "confirm"] => (Self::Confirm(name_in(service)?), Method::POST),
+            ["services", service, "safe-mode"] => (Self::SafeMode(Some(name_in(service)?)), Method::PUT),
             ["safe-mode"] => (Self::SafeMode(None), Method::PUT),
             ["freeze"] => (Self::Freeze, Method::PUT),
             _ => return Ok(None),
@@ -161,6 +167,49 @@ impl Action {
             }
         })
     }
+}
+
+impl Errand {
+    fn of(method: &Method, path: &str) -> Result<Option<Self>, Refused> {
+        let Some(rest) = path.strip_prefix("/api/v1/") else { return Ok(None) };
+        let parts: Vec<&str> = rest.split('/').collect();
+        let errand = match parts.as_slice() {
+            ["doctor"] => Self::Doctor,
+            ["services", service, "verify"] => Self::Verify(name_in(service)?),
+            _ => return Ok(None),
+        };
+        if *method == Method::POST {
+            return Ok(Some(errand));
+        }
+        Err((StatusCode::METHOD_NOT_ALLOWED, "only POST here".to_owned()))
+    }
+
+    async fn run(
+        self,
+        state: &AdminState,
+        actor: &Actor,
+        head: &Parts,
+        body: Incoming,
+    ) -> Result<Response<Body>, Refused> {
+        auth::check_type(&head.headers, "application/json")?;
+        let body = read(body, LARGEST_BODY).await?;
+        let by = actor.as_str();
+        match self {
+            Self::Doctor => {
+                tracing::info!(by, "examines the clusters");
+                Box::pin(doctor::answer(state, parsed(&body)?)).await
+            }
+            Self::Verify(service) => {
+                tracing::info!(by, service, "compares the clusters");
+                Box::pin(verify::answer(state, &service, parsed(&body)?)).await
+            }
+        }
+    }
+}
+
+/// A name as a part of a path.
+fn name_in(part: &str) -> Result<String, Refused> {
+    query::decoded(part).ok_or_else(|| (StatusCode::UNPROCESSABLE_ENTITY, "the name is no UTF-8".to_owned()))
 }
 
 /// With a state of its own, a replica among others would disagree with them.
@@ -275,6 +324,7 @@ fn explain(error: &ChangeError) -> Response<Body> {
         ChangeError::Refused(Refusal::Policy(_)) => {
             answer::json(StatusCode::CONFLICT, &json!({"error": text, "policy": true}))
         }
+        ChangeError::Refused(Refusal::Overtaken(_)) => answer::error(StatusCode::CONFLICT, &text),
         ChangeError::Unstored(_) => answer::error(StatusCode::SERVICE_UNAVAILABLE, &text),
     }
 }

@@ -6,9 +6,11 @@ mod answer;
 mod api;
 mod auth;
 mod configuration;
+pub mod doctor;
 mod explain;
 mod query;
 mod recent;
+mod verify;
 
 use std::convert::Infallible;
 use std::net::IpAddr;

@@ -173,7 +173,7 @@ fn unknown_host(host: &str, hosts: &[String]) -> Failure {
 }
 
 /// `Name: value` or `Name:value`.
-fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+pub(super) fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("write it as NAME:VALUE")?;
     let name = HeaderName::try_from(name.trim()).map_err(|_| format!("{name:?} is no header name"))?;
     let value = value.trim_matches([' ', '\t']);

@@ -6,10 +6,13 @@ pub mod callers;
 pub mod change;
 pub mod check;
 pub mod client;
+pub mod completion;
 pub mod confirm;
 pub mod demo;
+pub mod doctor;
 pub mod explain;
 pub mod freeze;
+pub mod generate;
 pub mod health;
 pub mod history;
 pub mod output;
@@ -19,6 +22,8 @@ pub mod safe_mode;
 pub mod status;
 pub mod table;
 pub mod update;
+pub mod verify;
+pub mod watch;
 pub mod words;
 
 mod toy_clusters;
@@ -33,18 +38,14 @@ use output::{Exit, Failure};
 
 const AFTER_HELP: &str = "\
 Examples:
-  migration-proxy demo                              see it work in ten seconds, offline
-  migration-proxy run -c migration.yaml             serve; the file is read again when it changes
-  kubectl port-forward deployment/migration-proxy 8080:8080        then, from anywhere:
-  migration-proxy status                            is it safe, how much is on new, is new worse
+  migration-proxy demo                           see it work in ten seconds, offline
+  migration-proxy run -c migration.yaml          serve; the file is read again when it changes
+  migration-proxy status --strict --json         for scripts: exit 4 when something is degraded
+From elsewhere: kubectl port-forward deployment/migration-proxy 8080:8080
 
-Environment:
-  MIGRATION_PROXY_CONFIG   the file of run          (else /etc/migration-proxy/migration.yaml)
-  MIGRATION_PROXY_ADMIN    the URL of --admin       (else http://127.0.0.1:8080)
-  NO_COLOR                 no colour on a terminal either
-
-Exit: 0 done, 1 failed, 2 usage, 3 configuration invalid, 4 degraded, 5 different, 6 refused by policy,
-      7 admin port unreachable, 8 timed out";
+Environment: MIGRATION_PROXY_CONFIG (file of run), MIGRATION_PROXY_ADMIN (URL of --admin), NO_COLOR
+Exit: 0 done, 1 failed, 2 usage, 3 configuration invalid, 4 degraded, 5 differences found,
+      6 refused by policy, 7 admin port unreachable, 8 timed out";
 
 /// Moves the traffic of fixed host names from an old Kubernetes cluster to a new one, step by step and back.
 #[derive(Parser, Debug)]
@@ -90,8 +91,16 @@ enum Verb {
     History(history::Arguments),
     /// Who still comes by the old names
     Callers(callers::Arguments),
+    /// Kubernetes manifests, alerts, the dashboard, the schema of the file
+    Generate(generate::Arguments),
+    /// What keeps a service from working on new, each with its fix
+    Doctor(doctor::Arguments),
+    /// The same request to old and new, differences shown
+    Verify(verify::Arguments),
     /// Whether a replica serves, for HEALTHCHECK and probes
     Health(health::Arguments),
+    /// What bash, zsh and fish complete
+    Completion(completion::Arguments),
     /// Two toy clusters and a proxy between them, offline
     Demo(demo::Arguments),
 }
@@ -144,7 +153,11 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Freeze(arguments) => freeze::run(&arguments),
         Verb::History(arguments) => history::run(&arguments),
         Verb::Callers(arguments) => callers::run(&arguments),
+        Verb::Generate(arguments) => generate::run(&arguments),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
+        Verb::Verify(arguments) => verify::run(&arguments),
         Verb::Health(arguments) => health::run(arguments),
+        Verb::Completion(arguments) => completion::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
     }
 }

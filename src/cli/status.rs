@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::AdminArguments;
 use super::output::{self, ALARM, Exit, Failure, NOTICE, nearest, printable, wrap};
 use super::table::{Align, Cell, Table};
+use super::watch::{Form, watch};
 use super::words::{count, counted, duration, latency, part, rate, share};
 use crate::control::report::{ServiceReport, StatusReport};
 use crate::telemetry::window::{Sides, Summary};
@@ -33,8 +34,11 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
     /// Exit with 4 when something is degraded
-    #[arg(long)]
+    #[arg(long, conflicts_with = "watch")]
     strict: bool,
+    /// Show it again every two seconds until Ctrl-C
+    #[arg(long)]
+    watch: bool,
     #[command(flatten)]
     admin: AdminArguments,
 }
@@ -45,27 +49,46 @@ pub struct Arguments {
 ///
 /// The proxy does not answer, or there is no such service.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let document: Value = arguments.admin.client()?.json("/status")?;
-    let report: StatusReport = serde_json::from_value(document.clone())
-        .map_err(|error| Failure::new(Exit::Failed, format!("the proxy is of another version: /status: {error}")))?;
-    let now = Timestamp::now();
-    let mut degraded = !report.degraded.is_empty() || !report.ready;
-    match &arguments.service {
-        None if arguments.json => output::print_json(&document)?,
-        None => output::print(&overview(&report, output::width(), now))?,
-        Some(name) => {
-            let service = find(&report, name)?;
-            degraded = report.safe_mode || trouble(service, now).is_some() || is_named(&report.degraded, name);
-            match of_service(&document, name) {
-                Some(service) if arguments.json => output::print_json(service)?,
-                _ => output::print(&detail(&report, service, output::width(), now))?,
-            }
-        }
+    let client = arguments.admin.client()?;
+    let look = || View::new(arguments, &client.json("/status")?);
+    if arguments.watch {
+        let form = if arguments.json { Form::Lines } else { Form::Text };
+        return watch(form, || Ok(look()?.text));
     }
-    Ok(if arguments.strict && degraded { Exit::Degraded } else { Exit::Done })
+    let view = look()?;
+    output::print(&view.text)?;
+    Ok(if arguments.strict && view.is_degraded { Exit::Degraded } else { Exit::Done })
 }
 
-fn find<'a>(report: &'a StatusReport, name: &str) -> Result<&'a ServiceReport, Failure> {
+/// What is shown.
+struct View {
+    text: String,
+    is_degraded: bool,
+}
+
+impl View {
+    fn new(arguments: &Arguments, document: &Value) -> Result<Self, Failure> {
+        let report: StatusReport = serde_json::from_value(document.clone()).map_err(|error| {
+            Failure::new(Exit::Failed, format!("the proxy is of another version: /status: {error}"))
+        })?;
+        let (now, width) = (Timestamp::now(), output::width());
+        // One line for each look, so that whoever reads knows where it ends.
+        let json = |value: &Value| if arguments.watch { format!("{value}\n") } else { format!("{value:#}\n") };
+        let Some(name) = &arguments.service else {
+            let text = if arguments.json { json(document) } else { overview(&report, width, now) };
+            return Ok(Self { text, is_degraded: !report.degraded.is_empty() || !report.ready });
+        };
+        let service = find(&report, name)?;
+        let is_degraded = report.safe_mode || trouble(service, now).is_some() || is_named(&report.degraded, name);
+        let text = match of_service(document, name) {
+            Some(service) if arguments.json => json(service),
+            _ => detail(&report, service, width, now),
+        };
+        Ok(Self { text, is_degraded })
+    }
+}
+
+pub(super) fn find<'a>(report: &'a StatusReport, name: &str) -> Result<&'a ServiceReport, Failure> {
     let found = report.services.iter().find(|service| service.name == name);
     found.ok_or_else(|| {
         let names = || report.services.iter().map(|service| service.name.as_str());

@@ -12,6 +12,7 @@ use regex::{Regex, RegexBuilder, bytes};
 use super::interpolate::{self, Variables};
 use super::model::{Environment, Template};
 use super::problem::{Place, Places, Problem, Severity, quote};
+use super::schema::{Keys, Shape};
 use super::tree::{Entry, Node, Value};
 use super::values::{self, Parsed, Wrong};
 
@@ -130,6 +131,8 @@ pub(super) struct Decoder<'e> {
     pub values: usize,
     pub problems: Problems,
     pub places: Places,
+    /// Every question, when the schema is made.
+    pub keys: Option<Keys>,
     texts: HashMap<String, Parsed<Regex>>,
     bytes: HashMap<String, Parsed<bytes::Regex>>,
 }
@@ -143,6 +146,7 @@ impl<'e> Decoder<'e> {
             values: 0,
             problems: Problems::new(file),
             places: Places::new(file),
+            keys: None,
             texts: HashMap::new(),
             bytes: HashMap::new(),
         }
@@ -266,18 +270,27 @@ impl<'a, 'e> Section<'a, 'e> {
 
     /// The value of a key, unless it is empty or absent.
     pub(super) fn get(&mut self, key: &'static str) -> Option<&'a Node> {
-        self.raw(key).filter(|node| !node.is_null())
+        self.note(key, || Shape::Any, false);
+        self.find(key)
     }
 
-    /// The value of a key, `null` and nothing included.
-    fn raw(&mut self, key: &'static str) -> Option<&'a Node> {
+    fn find(&mut self, key: &'static str) -> Option<&'a Node> {
         self.asked.push(key);
-        self.entries.iter().find(|entry| &*entry.key == key).map(|entry| &entry.value)
+        let entry = self.entries.iter().find(|entry| &*entry.key == key);
+        entry.map(|entry| &entry.value).filter(|node| !node.is_null())
+    }
+
+    /// Writes the question down when the schema is made.
+    fn note(&mut self, key: &'static str, shape: impl FnOnce() -> Shape, is_required: bool) {
+        if let Some(keys) = &mut self.decoder.keys {
+            let entry = self.entries.iter().find(|entry| &*entry.key == key);
+            keys.note(self.path, key, shape(), is_required, entry.map(|entry| entry.key_place.line));
+        }
     }
 
     /// Reports how a key fits the others, at its value, or at the section's first key when it is absent.
     pub(super) fn error(&mut self, key: &'static str, wrong: Wrong) {
-        let place = self.get(key).map_or(self.place, |node| node.place);
+        let place = self.find(key).map_or(self.place, |node| node.place);
         if !self.decoder.partial {
             self.decoder.problems.error(place, &self.path.key(key), wrong);
         }
@@ -285,7 +298,7 @@ impl<'a, 'e> Section<'a, 'e> {
 
     /// The same for what works, but hardly as meant.
     pub(super) fn warn(&mut self, key: &'static str, wrong: Wrong) {
-        let place = self.get(key).map_or(self.place, |node| node.place);
+        let place = self.find(key).map_or(self.place, |node| node.place);
         if !self.decoder.partial {
             self.decoder.problems.warn(place, &self.path.key(key), wrong);
         }
@@ -293,7 +306,12 @@ impl<'a, 'e> Section<'a, 'e> {
 
     /// A value, or its default.
     pub(super) fn value<T>(&mut self, key: &'static str, default: T, parse: impl FnOnce(&str) -> Parsed<T>) -> T {
-        match self.get(key) {
+        self.note(key, || Shape::Scalar, false);
+        self.found(key, default, parse)
+    }
+
+    fn found<T>(&mut self, key: &'static str, default: T, parse: impl FnOnce(&str) -> Parsed<T>) -> T {
+        match self.find(key) {
             Some(node) => self.decoder.parse(node, &self.path.key(key), parse).unwrap_or(default),
             None => default,
         }
@@ -301,7 +319,8 @@ impl<'a, 'e> Section<'a, 'e> {
 
     /// A value that may be absent; an empty text means the same.
     pub(super) fn optional<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Parsed<T>) -> Option<T> {
-        let node = self.get(key)?;
+        self.note(key, || Shape::Scalar, false);
+        let node = self.find(key)?;
         let path = self.path.key(key);
         self.decoder.parse(node, &path, |text| if text.is_empty() { Ok(None) } else { parse(text).map(Some) })?
     }
@@ -320,14 +339,15 @@ impl<'a, 'e> Section<'a, 'e> {
 
     /// Keeps the place of a value for later stages.
     pub(super) fn keep_place(&mut self, key: &'static str) {
-        if let Some(node) = self.get(key) {
+        if let Some(node) = self.find(key) {
             self.decoder.places.keep(self.path.key(key).render(), node.place);
         }
     }
 
     /// A value that must be there.
     pub(super) fn required<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Parsed<T>) -> Option<T> {
-        match self.get(key) {
+        self.note(key, || Shape::Scalar, true);
+        match self.find(key) {
             Some(node) => self.decoder.parse(node, &self.path.key(key), parse),
             None => {
                 self.missing(key);
@@ -352,8 +372,9 @@ impl<'a, 'e> Section<'a, 'e> {
 
     /// One of some words. Where `off` is one of them, `false` is the same, and `true` is the same as `on`.
     pub(super) fn choice<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
+        self.note(key, || Shape::Words(choices.iter().map(|(word, _)| (*word).to_owned()).collect()), false);
         let may_be_off = choices.iter().any(|(word, _)| *word == "off");
-        self.value(key, default, |text| {
+        self.found(key, default, |text| {
             let word = match text {
                 "false" if may_be_off => "off",
                 "true" if may_be_off => "on",
@@ -388,7 +409,8 @@ impl<'a, 'e> Section<'a, 'e> {
         key: &'static str,
         read: impl Fn(&mut Decoder<'e>, &'a Node, &Path<'_>) -> Option<T>,
     ) -> Option<Vec<T>> {
-        let node = self.get(key)?;
+        self.note(key, || Shape::List, false);
+        let node = self.find(key)?;
         let path = self.path.key(key);
         let Value::List(items) = &node.value else {
             let wrong = Wrong::new(format!("expected a list, found {}", node.kind()));
@@ -411,13 +433,15 @@ impl<'a, 'e> Section<'a, 'e> {
 
     /// A mapping inside this one, empty when it is absent.
     pub(super) fn section<T>(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'_, 'e>) -> T) -> T {
-        let node = self.get(key);
+        self.note(key, || Shape::Nested, false);
+        let node = self.find(key);
         self.decoder.section(node, &self.path.key(key), read)
     }
 
     /// The entries of a mapping whose keys are names of the operator's.
     pub(super) fn entries(&mut self, key: &'static str) -> &'a [Entry] {
-        let Some(node) = self.get(key) else { return &[] };
+        self.note(key, || Shape::Names, false);
+        let Some(node) = self.find(key) else { return &[] };
         match &node.value {
             Value::Map(entries) => entries.as_slice(),
             Value::Scalar(_) | Value::List(_) => {
@@ -430,6 +454,7 @@ impl<'a, 'e> Section<'a, 'e> {
 
     /// Accepts a key that something else reads.
     pub(super) fn skip(&mut self, key: &'static str) {
+        self.note(key, || Shape::Any, false);
         self.asked.push(key);
     }
 

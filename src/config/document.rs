@@ -35,13 +35,13 @@ pub(super) fn read(decoder: &mut Decoder<'_>, root: &Node) -> Config {
             admin: top.section("admin", |s| Admin { token_file: s.file("token_file") }),
             reload: top.section("reload", reload),
             state: top.section("state", state),
+            fleet: top.section("fleet", |s| Fleet { peers: s.optional("peers", values::peers) }),
             dns: top.section("dns", dns),
             drain: top.section("drain", drain),
             services: services(top, &global, &listen),
             global,
             listen,
         };
-        top.section("fleet", |s| s.optional("peers", values::word));
         unavailable::refuse(top.decoder, root, top.path, unavailable::Scope::File);
         config
     })
@@ -228,8 +228,8 @@ fn state(s: &mut Section<'_, '_>) -> State {
         [("auto", StateBackend::Auto), ("kubernetes", StateBackend::Kubernetes), ("file", StateBackend::File)];
     State {
         backend: s.choice("backend", default.backend, &backends),
-        config_map: s.optional("config_map", values::word).unwrap_or(default.config_map),
-        namespace: s.optional("namespace", values::word),
+        config_map: s.optional("config_map", values::object_name).unwrap_or(default.config_map),
+        namespace: s.optional("namespace", values::object_name),
     }
 }
 

@@ -58,6 +58,14 @@ pub(super) fn unwrap_manifest(root: Node, source: &str, mistakes: &mut Vec<Mista
     inner
 }
 
+/// The text that a ConfigMap manifest holds.
+pub(super) fn text_inside(root: &Node) -> Option<String> {
+    root.get("kind").and_then(Node::text).filter(|kind| *kind == "ConfigMap")?;
+    let data = root.get("data")?;
+    let only = data.entries().and_then(|entries| entries.first()).map(|entry| &entry.value);
+    data.get(CONFIG_MAP_KEY).or(only)?.text().map(str::to_owned)
+}
+
 /// Lines of a literal block are lines of the manifest, without its indentation.
 fn shift(scalar: &Scalar, place: Place, source: &str) -> Shift {
     let fixed = Shift { fixed: Some(Place { width: 1, ..place }), ..Shift::default() };

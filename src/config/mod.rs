@@ -6,6 +6,7 @@
 pub mod model;
 pub mod plain;
 pub mod problem;
+pub mod schema;
 pub mod source;
 pub mod units;
 
@@ -51,6 +52,13 @@ pub fn parse(text: &Text, environment: &Environment) -> Result<Parsed, ConfigErr
         Some(config) if !failed => Ok(Parsed { config, warnings: problems, places: decoder.places }),
         _ => Err(ConfigError { problems, text: text.clone() }),
     }
+}
+
+/// The file itself: what the ConfigMap manifest around it holds, else the text as it is.
+pub fn without_manifest(text: &Text) -> String {
+    let root = tree::parse(text.body(), tree::Shift::default(), &mut Vec::new());
+    let inside = root.as_ref().and_then(expand::text_inside);
+    inside.unwrap_or_else(|| text.body().to_owned())
 }
 
 /// A duration as the file writes it, `30m` or a number of seconds.

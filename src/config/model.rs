@@ -33,6 +33,8 @@ pub struct Config {
     pub reload: Reload,
     /// Where changes of operators are kept.
     pub state: State,
+    /// The other replicas.
+    pub fleet: Fleet,
     /// Name look-ups.
     pub dns: Dns,
     /// The graceful end.
@@ -246,6 +248,13 @@ pub enum StateBackend {
     Kubernetes,
     /// `state_dir/state.yaml`.
     File,
+}
+
+/// `fleet`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fleet {
+    /// A name whose addresses are the replicas, and their admin port.
+    pub peers: Option<Authority>,
 }
 
 /// `dns`.

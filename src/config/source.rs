@@ -38,7 +38,7 @@ impl Text {
     }
 
     /// The content without a byte-order mark.
-    pub(super) fn body(&self) -> &str {
+    pub fn body(&self) -> &str {
         self.content.strip_prefix('\u{feff}').unwrap_or(&self.content)
     }
 

@@ -4,16 +4,6 @@ use super::decode::{Decoder, Path};
 use super::tree::{Node, Value};
 use super::values::Wrong;
 
-/// Which values of a key are refused.
-enum Refused {
-    /// These words.
-    Words(&'static [&'static str]),
-    /// Everything but these words.
-    AllBut(&'static [&'static str]),
-    /// Everything but nothing: an empty text, list or mapping.
-    Anything,
-}
-
 /// Where a key stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
@@ -23,41 +13,25 @@ pub(super) enum Scope {
     Service,
 }
 
-/// Remove a line when its behaviour is built.
-const LIST: &[(Scope, &[&str], Refused)] = &[
-    (Scope::File, &["fleet", "peers"], Refused::Anything),
-    (Scope::File, &["state", "backend"], Refused::Words(&["kubernetes"])),
-    (Scope::File, &["state", "config_map"], Refused::AllBut(&["migration-state"])),
-    (Scope::File, &["state", "namespace"], Refused::Anything),
-    (Scope::Service, &["shadow"], Refused::Anything),
-    (Scope::Service, &["rollout"], Refused::Anything),
-];
+/// Remove a line when its behaviour is built. Empty values are no wish.
+const LIST: &[(Scope, &[&str])] = &[(Scope::Service, &["shadow"]), (Scope::Service, &["rollout"])];
 
 /// Reports every setting below `node` that is not available.
 pub(super) fn refuse(decoder: &mut Decoder<'_>, node: &Node, path: &Path<'_>, scope: Scope) {
-    for (_, keys, refused) in LIST.iter().filter(|(known, ..)| *known == scope) {
+    for (_, keys) in LIST.iter().filter(|(known, _)| *known == scope) {
         let Some(value) = node.find(keys) else { continue };
-        if refused.includes(decoder, value, path) {
+        if is_asked_for(decoder, value, path) {
             report(decoder, value, path, keys);
         }
     }
 }
 
-impl Refused {
-    fn includes(&self, decoder: &mut Decoder<'_>, value: &Node, path: &Path<'_>) -> bool {
-        match (self, &value.value) {
-            (Self::Words(words), Value::Scalar(_)) => {
-                decoder.text(value, path).is_some_and(|text| words.contains(&&*text))
-            }
-            (Self::AllBut(words), Value::Scalar(_)) => {
-                decoder.text(value, path).is_some_and(|text| !text.is_empty() && !words.contains(&&*text))
-            }
-            // Decoding says what is wrong with them.
-            (Self::Words(_) | Self::AllBut(_), Value::List(_) | Value::Map(_)) => false,
-            (Self::Anything, Value::Scalar(_)) => decoder.text(value, path).is_some_and(|text| !text.is_empty()),
-            (Self::Anything, Value::List(items)) => !items.is_empty(),
-            (Self::Anything, Value::Map(entries)) => !entries.is_empty(),
-        }
+/// Whether the value is anything but an empty text, list or mapping.
+fn is_asked_for(decoder: &mut Decoder<'_>, value: &Node, path: &Path<'_>) -> bool {
+    match &value.value {
+        Value::Scalar(_) => decoder.text(value, path).is_some_and(|text| !text.is_empty()),
+        Value::List(items) => !items.is_empty(),
+        Value::Map(entries) => !entries.is_empty(),
     }
 }
 

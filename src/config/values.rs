@@ -260,6 +260,28 @@ pub(super) fn authority(text: &str) -> Parsed<Authority> {
     dns_name(host).map(|name| Authority::new(&name, port)).map_err(|help| wrong("the host is no name").help(help))
 }
 
+/// `dns:NAME:PORT`: the addresses of a name, and a port.
+pub(super) fn peers(text: &str) -> Parsed<Authority> {
+    let help = "write dns:NAME:PORT, such as dns:migration-proxy-headless:8080";
+    let Some(rest) = text.strip_prefix("dns:") else {
+        return Err(Wrong::new(format!("{} does not begin with dns:", quote(text))).help(help));
+    };
+    authority(rest)
+}
+
+/// The name of an object in Kubernetes.
+pub(super) fn object_name(text: &str) -> Parsed<String> {
+    let is_part = |part: &str| {
+        let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        !part.is_empty() && !part.starts_with('-') && !part.ends_with('-') && part.bytes().all(known)
+    };
+    if text.len() <= 253 && text.split('.').all(is_part) {
+        return Ok(text.to_owned());
+    }
+    let help = "lower-case letters, digits, - and .";
+    Err(Wrong::new(format!("{} is no name of an object in Kubernetes", quote(text))).help(help))
+}
+
 /// The Host field sent to a cluster: a name or an address, perhaps with a port.
 pub(super) fn host_header(text: &str) -> Parsed<String> {
     let known =

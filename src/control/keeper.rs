@@ -1,14 +1,16 @@
 //! Keeps the [`State`] and puts it in force: takes changes of operators one after the other, stores each before it is
-//! reported as done, lets clocks run out, and follows the file. Traffic never waits for any of it.
+//! reported as done, lets clocks run out, and follows the file. Traffic never waits for any of it. What is otherwise when
+//! replicas share the state is in [`super::sharing`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
-use super::state::{self, Change, Declared, Entry, Mark, Refusal, State};
-use super::state_file::StateFile;
+use super::shared::{Opening, Remote, Shared, Store};
+use super::state::{Change, Declared, Entry, Mark, Refusal, State};
+use super::state_file::{self, StateFile};
 use super::status::{Status, Trouble};
 use crate::config::Config;
 use crate::routing::live::Live;
@@ -16,33 +18,39 @@ use crate::routing::overrides::Overrides;
 use crate::shutdown::Drain;
 use crate::telemetry::Telemetry;
 use crate::telemetry::audit::{Actor, Event, Kind, Value};
+use crate::upstream::finding::Finding;
 
 /// No version: what is stored is not known to be any of them.
-const UNKNOWN: u64 = u64::MAX;
+pub(super) const UNKNOWN: u64 = u64::MAX;
 
 /// A state that could not be stored is tried again after this time.
-const AGAIN: Duration = Duration::from_secs(5);
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
 
 /// The state of this process.
 pub struct Keeper {
-    file: StateFile,
-    live: Arc<Live>,
-    telemetry: Arc<Telemetry>,
-    status: Arc<Status>,
+    pub(super) file: StateFile,
+    /// Where replicas share the state, when they do.
+    pub(super) remote: Option<Arc<dyn Remote>>,
+    pub(super) live: Arc<Live>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) status: Arc<Status>,
     /// One change after the other.
-    turn: tokio::sync::Mutex<()>,
+    pub(super) turn: tokio::sync::Mutex<()>,
     inner: Mutex<Inner>,
-    changed: Notify,
+    pub(super) changed: Notify,
 }
 
-struct Inner {
-    state: State,
-    declared: Declared,
+pub(super) struct Inner {
+    pub(super) state: State,
+    pub(super) declared: Declared,
     /// Streams that were told to end later than this have not been told here yet.
     streams_told: Timestamp,
     /// Counts states, so that whoever stored one knows whether it is still the newest.
-    version: u64,
-    stored: u64,
+    pub(super) version: u64,
+    pub(super) stored: u64,
+    /// What is known of what replicas share, when they do; the file is a copy then.
+    pub(super) shared: Option<Shared>,
+    pub(super) copied: u64,
 }
 
 /// What a change led to.
@@ -69,29 +77,39 @@ impl Keeper {
     /// Puts the stored state in force over what `config` declares. `before` is the configuration that was served last,
     /// if any ever was; a state that cannot be read is set aside, and the declared values hold.
     pub fn open(
-        file: StateFile,
+        store: impl Into<Store>,
         config: &Config,
         before: Option<&Config>,
         live: Arc<Live>,
         telemetry: Arc<Telemetry>,
         status: Arc<Status>,
     ) -> Arc<Self> {
+        let Store { file, remote } = store.into();
         let state = file.read().unwrap_or_else(|error| {
             tracing::error!(%error, "the state is lost, the file's own values hold");
             status.set_trouble(Trouble::StateLost, Some(error));
             telemetry.process.state_failed();
             None
         });
+        let state = state.unwrap_or_default();
+        let before = before.map(Declared::of);
+        let (remote, token) = remote.unzip();
+        let shared = remote.is_some().then(|| {
+            let base = file.base().read().ok().flatten().unwrap_or_else(|| state.clone());
+            Shared::unknown(base, Opening { before: before.clone(), token, since: Instant::now() })
+        });
         let inner = Inner {
-            state: state.unwrap_or_default(),
+            state,
             declared: Declared::of(config),
             streams_told: Timestamp::now(),
             version: 0,
             stored: 0,
+            shared,
+            copied: 0,
         };
         let (turn, changed) = (tokio::sync::Mutex::default(), Notify::new());
-        let keeper = Arc::new(Self { file, live, telemetry, status, turn, inner: Mutex::new(inner), changed });
-        let cleared = keeper.follow_from(before.map(Declared::of).as_ref(), config);
+        let keeper = Arc::new(Self { file, remote, live, telemetry, status, turn, inner: Mutex::new(inner), changed });
+        let cleared = keeper.follow_from(before.as_ref(), config);
         keeper.audit(&cleared, Request { actor: &Actor::File, claimed: None, reason: None });
         let overrides = keeper.overrides();
         keeper.live.snapshot().take_over(&overrides);
@@ -106,6 +124,13 @@ impl Keeper {
     /// When the share of this service goes back by itself.
     pub fn confirm_by(&self, service: &str) -> Option<Timestamp> {
         self.lock().state.confirm_by(service)
+    }
+
+    /// Whether the state could be stored now, and whatever else its store can say of itself.
+    pub async fn examine(&self) -> Vec<Finding> {
+        let directory = self.live.snapshot().config.reload.state_dir.clone();
+        let written = tokio::task::spawn_blocking(move || state_file::examine(&directory)).await;
+        written.into_iter().collect()
     }
 
     /// Makes a change to its end, also when whoever asked for it has left meanwhile.
@@ -136,6 +161,9 @@ impl Keeper {
     ///
     /// It was refused or could not be stored; nothing was changed.
     pub async fn change(&self, change: &Change, request: Request<'_>) -> Result<Applied, ChangeError> {
+        if let Some(remote) = &self.remote {
+            return self.change_shared(&**remote, change, request).await;
+        }
         let _turn = self.turn.lock().await;
         loop {
             let mark = self.mark(request.actor, request.reason);
@@ -149,7 +177,7 @@ impl Keeper {
             self.changed.notify_one();
             let unstored = self.store(&next).await.err();
             if let Some(error) = &unstored
-                && entries.iter().any(state::adds_to_new)
+                && entries.iter().any(Entry::adds_to_new)
             {
                 return Err(ChangeError::Unstored(error.clone()));
             }
@@ -186,6 +214,10 @@ impl Keeper {
         let mut inner = self.lock();
         inner.declared = Declared::of(config);
         let followed = inner.state.follow(before, &inner.declared, &mark);
+        if inner.shared.is_some() {
+            drop(inner);
+            return self.follow_shared(before, followed, &mark);
+        }
         let Some((next, entries)) = followed else { return Vec::new() };
         inner.put(next.clone(), false);
         let version = inner.version;
@@ -213,6 +245,9 @@ impl Keeper {
     /// Does what is due, and tells how long nothing will be.
     async fn upkeep(&self) -> Duration {
         let _turn = self.turn.lock().await;
+        if let Some(remote) = &self.remote {
+            return self.upkeep_shared(&**remote).await;
+        }
         let now = Timestamp::now();
         self.expire(now);
         let (version, unstored) = {
@@ -225,6 +260,10 @@ impl Keeper {
                 Err(_) => return AGAIN,
             }
         }
+        self.quiet_until_next_clock(now)
+    }
+
+    pub(super) fn quiet_until_next_clock(&self, now: Timestamp) -> Duration {
         let next = self.lock().state.next_expiry();
         // Clocks are wall clocks, which may be set: looked at now and then.
         let most = Duration::from_secs(30);
@@ -232,18 +271,13 @@ impl Keeper {
     }
 
     fn expire(&self, now: Timestamp) {
-        let mark = self.mark(&Actor::Process, Some("not confirmed in time"));
+        let mark = self.mark(EXPIRY.actor, EXPIRY.reason);
         let mut inner = self.lock();
         let Some((next, entries)) = inner.state.expire(now, &mark) else { return };
         inner.put(next, false);
         drop(inner);
-        for entry in &entries {
-            tracing::warn!(service = entry.service, "nobody confirmed the share in time, it went back");
-        }
-        self.in_force(
-            &entries,
-            Request { actor: &Actor::Process, claimed: None, reason: Some("not confirmed in time") },
-        );
+        tell_expired(&entries);
+        self.in_force(&entries, EXPIRY);
     }
 
     async fn store(&self, state: &State) -> Result<(), String> {
@@ -252,7 +286,7 @@ impl Keeper {
         self.note_stored(written.unwrap_or_else(|error| Err(error.to_string())))
     }
 
-    fn note_stored(&self, result: Result<(), String>) -> Result<(), String> {
+    pub(super) fn note_stored(&self, result: Result<(), String>) -> Result<(), String> {
         if let Err(error) = &result {
             self.telemetry.process.state_failed();
             if self.status.set_trouble(Trouble::StateUnstored, Some(error.clone())) {
@@ -264,7 +298,7 @@ impl Keeper {
         result
     }
 
-    fn in_force(&self, entries: &[Entry], request: Request<'_>) {
+    pub(super) fn in_force(&self, entries: &[Entry], request: Request<'_>) {
         self.live.snapshot().take_over(&self.overrides());
         self.close_streams();
         self.audit(entries, request);
@@ -272,7 +306,7 @@ impl Keeper {
     }
 
     /// Sends home what lasts on new where somebody asked for it since the last time.
-    fn close_streams(&self) {
+    pub(super) fn close_streams(&self) {
         let snapshot = self.live.snapshot();
         let mut inner = self.lock();
         let mut newest = inner.streams_told;
@@ -285,24 +319,24 @@ impl Keeper {
         inner.streams_told = newest;
     }
 
-    fn audit(&self, entries: &[Entry], Request { actor, claimed, reason }: Request<'_>) {
+    pub(super) fn audit(&self, entries: &[Entry], Request { actor, claimed, reason }: Request<'_>) {
         for entry in entries {
             self.telemetry.audit.record_difference(entry, reason, actor, claimed);
         }
     }
 
-    fn audit_refusal(&self, refusal: &Refusal, Request { actor, claimed, reason }: Request<'_>) {
+    pub(super) fn audit_refusal(&self, refusal: &Refusal, Request { actor, claimed, reason }: Request<'_>) {
         let refusal = refusal.to_string();
         let event = Event { kind: Kind::Refused, service: None, from: None, to: Some(Value::Text(&refusal)), reason };
         self.telemetry.audit.record(&event, actor, claimed);
     }
 
-    fn mark(&self, actor: &Actor, reason: Option<&str>) -> Mark {
+    pub(super) fn mark(&self, actor: &Actor, reason: Option<&str>) -> Mark {
         let replica = self.status.replica().to_owned();
         Mark { at: Timestamp::now(), replica, by: actor.as_str().to_owned(), reason: reason.map(str::to_owned) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -318,8 +352,18 @@ pub struct Request<'a> {
     pub reason: Option<&'a str>,
 }
 
+/// A clock that runs out is nobody's command.
+pub(super) const EXPIRY: Request<'static> =
+    Request { actor: &Actor::Process, claimed: None, reason: Some("not confirmed in time") };
+
+pub(super) fn tell_expired(entries: &[Entry]) {
+    for entry in entries {
+        tracing::warn!(service = entry.service, "nobody confirmed the share in time, it went back");
+    }
+}
+
 impl Inner {
-    fn put(&mut self, state: State, is_stored: bool) {
+    pub(super) fn put(&mut self, state: State, is_stored: bool) {
         self.state = state;
         self.version += 1;
         if is_stored {

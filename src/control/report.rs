@@ -8,6 +8,7 @@ use std::time::Instant;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::fleet::{Fleet, View};
 use super::history::Pinned;
 use super::keeper::Keeper;
 use super::status::{Configuration, Status};
@@ -34,6 +35,9 @@ pub struct StatusReport {
     pub version: String,
     /// The process among its replicas.
     pub replica: String,
+    /// This one process, whatever its name.
+    #[serde(default)]
+    pub instance: String,
     /// Traffic may come.
     pub ready: bool,
     /// What is not as it should be, one line each.
@@ -155,6 +159,40 @@ pub struct ReplicaReport {
     pub agrees: bool,
     /// How old this knowledge is, in seconds.
     pub age: f64,
+    /// `agree`, `differ` or `unreachable`.
+    #[serde(default)]
+    pub state: String,
+    /// Where it was asked.
+    #[serde(default)]
+    pub address: String,
+    /// The file that it serves.
+    #[serde(default)]
+    pub config_hash: Option<String>,
+    /// Safe mode of everything there.
+    #[serde(default)]
+    pub safe_mode: bool,
+    /// Why it does not answer.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// What it serves; of very many services only what differs.
+    #[serde(default)]
+    pub services: Vec<ReplicaService>,
+}
+
+/// One entry of `services` of a replica.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaService {
+    /// The name.
+    pub name: String,
+    /// The share of new that is in force there.
+    #[serde(serialize_with = "short_number")]
+    pub effective: f64,
+    /// `migration.enabled`, as it is in force there.
+    pub enabled: bool,
+    /// Everything goes to old there.
+    pub safe_mode: bool,
+    /// The state of the breaker of new there.
+    pub breaker: String,
 }
 
 /// What reports are made of.
@@ -181,13 +219,14 @@ impl Reporter<'_> {
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             replica: self.status.replica().to_owned(),
+            instance: self.status.instance().to_owned(),
             ready: self.readiness.is_ready(),
             degraded: self.degraded_in(&snapshot, &configuration, moment),
             safe_mode: snapshot.safe_mode.is_on(),
             untrusted_forwarders: self.untrusted_forwarders(&snapshot).collect(),
             services: snapshot.services.iter().map(|service| self.service(service, moment)).collect(),
+            replicas: self.of_replicas(Fleet::replicas, &snapshot, &configuration),
             config: configuration.into(),
-            replicas: Vec::new(),
         }
     }
 
@@ -206,11 +245,31 @@ impl Reporter<'_> {
         });
         let ends = ending(configuration, moment.time);
         let troubles = self.status.troubles();
+        let replicas = self.of_replicas(Fleet::troubles, snapshot, configuration);
         let pinned = configuration.pinned.iter().map(|pinned| {
             let hash = super::history::short(&pinned.hash);
             format!("configuration {hash} was pinned by {}: the file is not followed until it changes", pinned.by)
         });
-        rejected.chain(pinned).chain(troubles).chain(safe_mode).chain(services).chain(ends).chain(forwarders).collect()
+        rejected
+            .chain(pinned)
+            .chain(troubles)
+            .chain(replicas)
+            .chain(safe_mode)
+            .chain(services)
+            .chain(ends)
+            .chain(forwarders)
+            .collect()
+    }
+
+    /// What is told of the other replicas, where there are any to compare with.
+    fn of_replicas<T>(
+        &self,
+        tell: fn(&Fleet, &View) -> Vec<T>,
+        snapshot: &Snapshot,
+        configuration: &Configuration,
+    ) -> Vec<T> {
+        let fleet = &self.status.fleet;
+        if fleet.is_empty() { Vec::new() } else { tell(fleet, &View::own(snapshot, &configuration.hash)) }
     }
 
     fn untrusted_forwarders(&self, snapshot: &Snapshot) -> impl Iterator<Item = IpAddr> {

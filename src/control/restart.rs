@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::{Config, TlsVersion};
+use crate::config::{Config, State, TlsVersion};
 use crate::tls::pem;
 
 /// The settings as they were at the start.
@@ -13,6 +13,7 @@ pub struct Fixed {
     tls: Option<Tls>,
     max_connections: Option<usize>,
     state_dir: PathBuf,
+    state: State,
 }
 
 /// What the TLS listeners were made with, beside the certificates.
@@ -40,6 +41,7 @@ impl Fixed {
             tls: (!listen.https.is_empty()).then(tls),
             max_connections: config.limits.max_connections,
             state_dir: config.reload.state_dir.clone(),
+            state: config.state.clone(),
         }
     }
 
@@ -59,6 +61,7 @@ impl Fixed {
             ("listen.tls.client_ca", tls(|mine, wanted| mine.client_ca != wanted.client_ca)),
             ("limits.max_connections", self.max_connections != wanted.max_connections),
             ("reload.state_dir", self.state_dir != wanted.state_dir),
+            ("state", self.state != wanted.state),
         ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
     }

@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Percent};
 use crate::routing::overrides::{Overrides, ServiceOverrides};
 use crate::telemetry::audit::Kind;
-use crate::telemetry::difference::ALL_METHODS;
 pub use crate::telemetry::difference::{Difference as Entry, Said};
 
 /// The longest clock: whoever wants more does not want a clock.
@@ -25,30 +24,30 @@ pub const LONGEST_CLOCK: Duration = Duration::from_secs(30 * 24 * 3600);
 pub struct State {
     /// Safe mode of everything, by command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    safe_mode: Option<Mark>,
+    pub(super) safe_mode: Option<Mark>,
     /// No increases of any service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    freeze: Option<Mark>,
+    pub(super) freeze: Option<Mark>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    services: BTreeMap<String, ServiceState>,
+    pub(super) services: BTreeMap<String, ServiceState>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct ServiceState {
+pub(super) struct ServiceState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    percentage: Option<Override<Percent>>,
+    pub(super) percentage: Option<Override<Percent>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    enabled: Option<Override<bool>>,
+    pub(super) enabled: Option<Override<bool>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    methods: Option<Override<Methods>>,
+    pub(super) methods: Option<Override<Methods>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    safe_mode: Option<Mark>,
+    pub(super) safe_mode: Option<Mark>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    freeze: Option<Mark>,
+    pub(super) freeze: Option<Mark>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    clock: Option<Clock>,
+    pub(super) clock: Option<Clock>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    streams: Option<Streams>,
+    pub(super) streams: Option<Streams>,
 }
 
 /// Who changed something, when and why.
@@ -67,30 +66,30 @@ pub struct Mark {
 
 /// A value in force, and what the file declared when it was set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Override<T> {
-    value: T,
-    declared: T,
-    mark: Mark,
+pub(super) struct Override<T> {
+    pub(super) value: T,
+    pub(super) declared: T,
+    pub(super) mark: Mark,
 }
 
 /// A share that goes back by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Clock {
+pub(super) struct Clock {
     until: Timestamp,
     back_to: Percent,
 }
 
 /// What lasts on new was told to end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Streams {
-    at: Timestamp,
+pub(super) struct Streams {
+    pub(super) at: Timestamp,
     over_ms: u64,
 }
 
 /// Methods as they are written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
-struct Methods(Vec<Method>);
+pub(super) struct Methods(Vec<Method>);
 
 impl TryFrom<Vec<String>> for Methods {
     type Error = http::method::InvalidMethod;
@@ -114,7 +113,7 @@ pub struct Declared {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct DeclaredService {
+pub(super) struct DeclaredService {
     percentage: Percent,
     max_step: Percent,
     enabled: bool,
@@ -187,6 +186,9 @@ pub enum Refusal {
     /// A freeze, a step that is too large, or a switch that belongs to the file.
     #[error("{0}")]
     Policy(String),
+    /// A newer intent of another replica.
+    #[error("{0}")]
+    Overtaken(String),
 }
 
 /// The next state and how it differs.
@@ -210,7 +212,7 @@ impl Declared {
     }
 
     /// The services that a name or pattern means.
-    fn matching(&self, pattern: &str) -> Result<Vec<(&String, &DeclaredService)>, Refusal> {
+    pub(super) fn matching(&self, pattern: &str) -> Result<Vec<(&String, &DeclaredService)>, Refusal> {
         if !pattern.contains(['*', '?']) {
             let found = self.services.get_key_value(pattern);
             return found.map(|found| vec![found]).ok_or_else(|| self.unknown(pattern));
@@ -535,21 +537,7 @@ impl Methods {
     }
 }
 
-/// Whether more traffic may go to new than before.
-pub fn adds_to_new(entry: &Entry) -> bool {
-    match (entry.kind, &entry.from, &entry.to) {
-        (Kind::Percentage, Some(Said::Share(from)), Some(Said::Share(to))) => to > from,
-        (Kind::Enabled, Some(Said::Text(from)), Some(Said::Text(to))) => from == "off" && to == "on",
-        (Kind::SafeMode, _, Some(Said::Text(to))) => to == "off",
-        (Kind::Methods, Some(Said::Text(from)), Some(Said::Text(to))) => {
-            from != ALL_METHODS
-                && (to == ALL_METHODS || to.split(',').any(|method| !from.split(',').any(|known| known == method)))
-        }
-        _ => false,
-    }
-}
-
-fn methods_entry(kind: Kind, service: &str, from: &Methods, to: &Methods) -> Entry {
+pub(super) fn methods_entry(kind: Kind, service: &str, from: &Methods, to: &Methods) -> Entry {
     Entry { kind, service: Some(service.to_owned()), key: None, from: Some(from.said()), to: Some(to.said()) }
 }
 
@@ -846,15 +834,15 @@ mod tests {
     #[test]
     fn only_what_adds_traffic_needs_to_be_stored() {
         let methods = |from: &[Method], to: &[Method]| {
-            adds_to_new(&methods_entry(Kind::Methods, "a", &Methods(from.to_vec()), &Methods(to.to_vec())))
+            methods_entry(Kind::Methods, "a", &Methods(from.to_vec()), &Methods(to.to_vec())).adds_to_new()
         };
         assert!(methods(&[Method::GET], &[]) && methods(&[Method::GET], &[Method::GET, Method::POST]));
         assert!(!methods(&[], &[Method::GET]) && !methods(&[Method::GET, Method::POST], &[Method::GET]));
         let name = "a".to_owned();
-        assert!(adds_to_new(&Entry::switch(Kind::Enabled, Some(&name), false, true)));
-        assert!(!adds_to_new(&Entry::switch(Kind::Enabled, Some(&name), true, true)));
-        assert!(!adds_to_new(&Entry::switch(Kind::SafeMode, None, false, true)));
-        assert!(adds_to_new(&Entry::switch(Kind::SafeMode, None, true, false)));
+        assert!(Entry::switch(Kind::Enabled, Some(&name), false, true).adds_to_new());
+        assert!(!Entry::switch(Kind::Enabled, Some(&name), true, true).adds_to_new());
+        assert!(!Entry::switch(Kind::SafeMode, None, false, true).adds_to_new());
+        assert!(Entry::switch(Kind::SafeMode, None, true, false).adds_to_new());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::state::State;
 use crate::config::plain;
+use crate::upstream::finding::Finding;
 
 /// The first lines, for people who find the file.
 const HEAD: &str =
@@ -29,6 +30,16 @@ impl StateFile {
     /// The state below this directory, which need not exist yet.
     pub fn in_directory(directory: &Path) -> Self {
         Self { path: directory.join("state.yaml"), writing: Arc::default() }
+    }
+
+    /// Beside a copy that holds more than what replicas share: what they share as far as it was known then.
+    pub(super) fn base(&self) -> Self {
+        Self { path: self.path.with_file_name("state-shared.yaml"), writing: Arc::default() }
+    }
+
+    /// Nothing is stored from now on. What cannot be removed is read again at the next start, as before.
+    pub(super) fn remove(&self) {
+        let _ = fs::remove_file(&self.path);
     }
 
     /// What is stored; `None` when nothing is.
@@ -63,6 +74,26 @@ impl StateFile {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         replace(&self.path, format!("{HEAD}{text}").as_bytes())
             .map_err(|error| format!("cannot write {}: {error}", self.path.display()))
+    }
+}
+
+/// Whether what commands change could be kept in this directory: tried with a file that is removed at once.
+pub fn examine(directory: &Path) -> Finding {
+    let name = directory.display();
+    // What does not exist yet is made with the first write.
+    let existing = directory.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let trial = existing.join(format!(".migration-proxy-doctor-{}", std::process::id()));
+    let tried = File::create_new(&trial).and_then(|mut file| file.write_all(b"?"));
+    let _ = fs::remove_file(&trial);
+    match tried {
+        Ok(()) => Finding::ok("state", format!("{name} is writable")),
+        Err(error) => Finding::fail(
+            "state",
+            format!(
+                "{name} is not writable ({error}): a restart forgets what commands changed, and the last good file"
+            ),
+            "mount a volume there and let the process write to it: fsGroup 101 in the Deployment, or chown",
+        ),
     }
 }
 

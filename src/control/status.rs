@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::candidate::Candidate;
+use super::fleet::Fleet;
 use super::history::Pinned;
 use crate::config::Environment;
 use crate::routing::live::Live;
@@ -24,7 +25,10 @@ const TICK: Duration = Duration::from_secs(10);
 /// Facts that reports are made of.
 #[derive(Debug)]
 pub struct Status {
+    /// The other replicas.
+    pub fleet: Fleet,
     replica: String,
+    instance: String,
     started: Instant,
     configuration: Mutex<Configuration>,
     windows: Mutex<HashMap<String, Window>>,
@@ -46,6 +50,10 @@ pub enum Trouble {
     StateUnstored,
     /// The file dropped hosts that had traffic.
     LostHosts,
+    /// What replicas share cannot be read.
+    StateUnshared,
+    /// What replicas share cannot be watched.
+    StateUnwatched,
 }
 
 /// The configuration that is served, and what became of the file since.
@@ -86,7 +94,9 @@ impl Status {
             pinned: None,
         };
         Arc::new(Self {
+            fleet: Fleet::default(),
             replica: replica(environment),
+            instance: format!("{:016x}", rand::random::<u64>()),
             started: Instant::now(),
             configuration: Mutex::new(configuration),
             windows: Mutex::default(),
@@ -97,6 +107,11 @@ impl Status {
     /// The name of this process among its replicas.
     pub fn replica(&self) -> &str {
         &self.replica
+    }
+
+    /// Another text for every process, whatever its name.
+    pub fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// What is known about the configuration.

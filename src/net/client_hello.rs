@@ -3,15 +3,27 @@
 
 use std::io;
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::peek::wait_for_more;
+use super::peek::wait_for;
 
-/// The longest hello that is waited for, with its records. Browsers send up to 2 KiB, with post-quantum keys.
-const LONGEST: usize = 16 * 1024;
+/// The longest hello that is waited for, with its records. Browsers send up to 2 KiB, with post-quantum keys; tickets and
+/// certificates of authorities that somebody puts into one can make it much longer, and TLS libraries take 64 KiB.
+const LONGEST: usize = 64 * 1024;
+
+/// As much is looked at first.
+const USUAL: usize = 4 * 1024;
+
+/// The kernel holds back what comes behind its receive buffer, and bytes that are only looked at stay in it: beyond this
+/// length it is asked for room.
+const ROOMY: usize = 16 * 1024;
 
 /// The longest fragment of a record (RFC 8446, 5.1).
 const LONGEST_FRAGMENT: usize = 1 << 14;
+
+/// What stands before a fragment.
+const HEADER: usize = 5;
 
 /// The longest name (RFC 1035, 2.3.4).
 const LONGEST_NAME: usize = 255;
@@ -24,8 +36,8 @@ const HOST_NAME: u8 = 0;
 /// What the first bytes of a connection are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hello {
-    /// They may become a hello.
-    Incomplete,
+    /// They may become a hello, but not before there are so many of them.
+    Incomplete(usize),
     /// They are no hello that can be read.
     Unreadable,
     /// A hello without a server name.
@@ -37,18 +49,20 @@ pub enum Hello {
 /// Reads the first bytes of a connection.
 pub fn server_name(bytes: &[u8]) -> Hello {
     let mut message = Vec::new();
-    let mut rest = bytes;
+    let mut at = 0;
     loop {
-        let (fragment, length) = match record(rest) {
+        let (fragment, length) = match record(&bytes[at..]) {
             Ok(Some(record)) => record,
-            Ok(None) => return Hello::Incomplete,
+            Ok(None) => return Hello::Incomplete(at + HEADER),
             Err(Garbage) => return Hello::Unreadable,
         };
         message.extend_from_slice(fragment);
+        at += HEADER + length;
         match body(&message) {
             Ok(Some(body)) => return name_in(body).unwrap_or(Hello::Unreadable),
-            Ok(None) if fragment.len() < length => return Hello::Incomplete,
-            Ok(None) => rest = &rest[5 + length..],
+            // The record may hold more than the hello.
+            Ok(None) if fragment.len() < length => return Hello::Incomplete(at.min(bytes.len() + missing(&message))),
+            Ok(None) => {}
             Err(Garbage) => return Hello::Unreadable,
         }
     }
@@ -62,7 +76,7 @@ fn record(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Garbage> {
     if bytes.first().is_some_and(|kind| *kind != HANDSHAKE) || bytes.get(1).is_some_and(|major| *major != 3) {
         return Err(Garbage);
     }
-    let Some(([_, _, _, length @ ..], rest)) = bytes.split_first_chunk::<5>() else { return Ok(None) };
+    let Some(([_, _, _, length @ ..], rest)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
     let length = usize::from(u16::from_be_bytes(*length));
     if length == 0 || length > LONGEST_FRAGMENT {
         return Err(Garbage);
@@ -76,8 +90,20 @@ fn body(message: &[u8]) -> Result<Option<&[u8]>, Garbage> {
         return Err(Garbage);
     }
     let Some(([_, length @ ..], rest)) = message.split_first_chunk::<4>() else { return Ok(None) };
-    let length = length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+    let length = number(length);
     if length > LONGEST { Err(Garbage) } else { Ok(rest.get(..length)) }
+}
+
+/// How many bytes the message lacks at least.
+fn missing(message: &[u8]) -> usize {
+    match message.first_chunk::<4>() {
+        Some([_, length @ ..]) => (4 + number(length)).saturating_sub(message.len()),
+        None => 4 - message.len(),
+    }
+}
+
+fn number(bytes: &[u8]) -> usize {
+    bytes.iter().fold(0, |number, byte| number << 8 | usize::from(*byte))
 }
 
 /// `None`: the hello is malformed.
@@ -152,13 +178,23 @@ impl<'a> Reader<'a> {
 ///
 /// The connection ended in the middle of a hello.
 pub async fn peek(socket: &TcpStream) -> io::Result<Option<Box<str>>> {
-    let mut bytes = vec![0; LONGEST];
+    let mut bytes = vec![0; USUAL];
     loop {
         let seen = socket.peek(&mut bytes).await?;
         match server_name(&bytes[..seen]) {
             Hello::Name(name) => return Ok(Some(name)),
-            Hello::Incomplete if (1..LONGEST).contains(&seen) => wait_for_more(socket, seen).await?,
-            Hello::Incomplete | Hello::Unreadable | Hello::Nameless => return Ok(None),
+            Hello::Incomplete(needed) if seen > 0 && needed <= LONGEST => {
+                if needed > bytes.len() {
+                    // Doubled at least, so that many small records do not make it grow for each of them.
+                    let room = needed.max(bytes.len() * 2).min(LONGEST);
+                    if bytes.len() <= ROOMY && room > ROOMY {
+                        SockRef::from(socket).set_recv_buffer_size(4 * LONGEST)?;
+                    }
+                    bytes.resize(room, 0);
+                }
+                wait_for(socket, needed).await?;
+            }
+            Hello::Incomplete(_) | Hello::Unreadable | Hello::Nameless => return Ok(None),
         }
     }
 }
@@ -200,6 +236,29 @@ mod tests {
         hello[5..].chunks(size).flat_map(record).collect()
     }
 
+    /// The same hello with an extension of padding (RFC 7685) in front of the others, `length` bytes long in all.
+    fn padded(hello: &[u8], length: usize) -> Vec<u8> {
+        let body = &hello[9..];
+        let mut start = Reader(body);
+        start.take(34).unwrap();
+        start.short_vector().unwrap();
+        start.vector().unwrap();
+        start.short_vector().unwrap();
+        let head = &body[..body.len() - start.0.len()];
+        let extensions = start.vector().unwrap();
+        let size = length - body.len() - 4;
+        // Several of them: none is longer than 64 KiB.
+        let padding = [(size / 2, 0x0a0a_u16), (size - size / 2, 0x1a1a)].map(|(size, kind)| {
+            [&kind.to_be_bytes()[..], &u16::try_from(size).unwrap().to_be_bytes(), &vec![0; size]].concat()
+        });
+        let all = [&padding.concat(), extensions].concat();
+        // Beyond 64 KiB the list has no valid length, and nobody gets to read it.
+        let list = u16::try_from(all.len()).unwrap_or(u16::MAX).to_be_bytes();
+        let body = [head, &list, &all].concat();
+        let message = [&[CLIENT_HELLO][..], &u32::try_from(body.len()).unwrap().to_be_bytes()[1..], &body].concat();
+        [&hello[..HEADER], &message].concat()
+    }
+
     fn named(name: &str) -> Hello {
         Hello::Name(name.into())
     }
@@ -216,7 +275,8 @@ mod tests {
         let hello = hello("api.old.test");
         for hello in [in_records_of(1, &hello), in_records_of(100, &hello), hello] {
             for end in 0..hello.len() {
-                assert_eq!(server_name(&hello[..end]), Hello::Incomplete, "{end}");
+                let Hello::Incomplete(needed) = server_name(&hello[..end]) else { panic!("{end}") };
+                assert!((end + 1..=hello.len()).contains(&needed), "{end}: {needed} of {}", hello.len());
             }
         }
     }
@@ -243,7 +303,7 @@ mod tests {
         ] {
             assert_eq!(server_name(bytes), Hello::Unreadable, "{bytes:?}");
         }
-        assert_eq!(server_name(b""), Hello::Incomplete);
+        assert_eq!(server_name(b""), Hello::Incomplete(HEADER));
     }
 
     #[test]
@@ -282,11 +342,47 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn long_hellos_are_read_to_their_bound() {
+        let short = hello("api.old.test");
+        for (length, expected) in [
+            (10_000, Some("api.old.test")),
+            (30_000, Some("api.old.test")),
+            (60_000, Some("api.old.test")),
+            (70_000, None),
+        ] {
+            // 16 KiB and what TCP makes of them, and small records in small packets.
+            for (record, packet) in [(LONGEST_FRAGMENT, usize::MAX), (4_000, 1_000)] {
+                let sent = in_records_of(record, &padded(&short, length));
+                let (mut client, mut server) = pair().await;
+                let send = async {
+                    for piece in sent.chunks(packet.min(sent.len())) {
+                        client.write_all(piece).await.unwrap();
+                        tokio::task::yield_now().await;
+                    }
+                };
+
+                let read = async {
+                    let name = peek(&server).await.unwrap();
+                    // Whoever sends more than is looked at would wait for ever otherwise.
+                    let mut left = vec![0; sent.len()];
+                    server.read_exact(&mut left).await.unwrap();
+                    (name, left)
+                };
+                let ((name, left), ()) = tokio::join!(read, send);
+
+                assert_eq!(name.as_deref(), expected, "{length} bytes in records of {record}");
+                assert!(left == sent, "every byte is still there");
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn peeking_ends_where_no_hello_comes() {
         for (bytes, expected) in [
             (b"GET / HTTP/1.1\r\n\r\n".to_vec(), Some(None)),
             (Vec::new(), Some(None)),
-            (in_records_of(1, &[&b"\x16\x03\x01\0\0\x01\0\x3f\xff"[..], &[0; 8 * 1024]].concat()), Some(None)),
+            // More records than fit into what is looked at.
+            (in_records_of(1, &[&b"\x16\x03\x01\0\0\x01\0\x3f\xff"[..], &[0; 12 * 1024]].concat()), Some(None)),
             (b"\x16\x03".to_vec(), None),
         ] {
             let (mut client, server) = pair().await;

@@ -1,24 +1,31 @@
 //! Waits for bytes of a socket that somebody looks at without taking them.
 
 use std::io;
-use std::mem::MaybeUninit;
 
-use socket2::SockRef;
+use rustix::io::ioctl_fionread;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Waits until more than `seen` bytes wait in the socket. Looking takes nothing away, so the socket stays readable and
-/// waiting for that alone would spin.
+/// Waits until more than `seen` bytes wait in the socket.
 ///
 /// # Errors
 ///
 /// `UnexpectedEof` when the peer sends no more.
 pub async fn wait_for_more(socket: &TcpStream, seen: usize) -> io::Result<()> {
-    let mut places = vec![MaybeUninit::uninit(); seen + 1];
+    wait_for(socket, seen + 1).await
+}
+
+/// Waits until `needed` bytes wait in the socket. Looking takes nothing away, so the socket stays readable and waiting for
+/// that alone would spin.
+///
+/// # Errors
+///
+/// `UnexpectedEof` when the peer sends no more.
+pub async fn wait_for(socket: &TcpStream, needed: usize) -> io::Result<()> {
     loop {
         let ready = socket.ready(Interest::READABLE).await?;
-        let look = || match SockRef::from(socket).peek(&mut places)? {
-            waiting if waiting > seen => Ok(()),
+        let look = || match ioctl_fionread(socket)? {
+            waiting if waiting >= needed as u64 => Ok(()),
             _ if ready.is_read_closed() => Err(io::ErrorKind::UnexpectedEof.into()),
             // Said inside of `try_io` this makes the runtime wait for the next packet.
             _ => Err(io::ErrorKind::WouldBlock.into()),

@@ -84,6 +84,8 @@ pub struct Flow {
     start: Instant,
     busy: AtomicU32,
     served: AtomicU32,
+    /// Requests that their client left.
+    left: AtomicU32,
     /// Milliseconds from the start to the end of the last request.
     last_end: AtomicU64,
     /// Bodies whose next frame waits for the client.
@@ -91,6 +93,7 @@ pub struct Flow {
     /// Milliseconds from the start to the last frame that a body handed over.
     last_frame: AtomicU64,
     broken: AtomicBool,
+    noisy: AtomicBool,
     unread: AtomicBool,
     /// Whole interim heads that wait to be written.
     interim: Mutex<Vec<u8>>,
@@ -104,10 +107,12 @@ impl Default for Flow {
             start: Instant::now(),
             busy: AtomicU32::new(0),
             served: AtomicU32::new(0),
+            left: AtomicU32::new(0),
             last_end: AtomicU64::new(0),
             ready: AtomicU32::new(0),
             last_frame: AtomicU64::new(0),
             broken: AtomicBool::new(false),
+            noisy: AtomicBool::new(false),
             unread: AtomicBool::new(false),
             interim: Mutex::default(),
             has_interim: AtomicBool::new(false),
@@ -134,6 +139,15 @@ impl Flow {
     /// Requests that have ended.
     pub fn served(&self) -> u32 {
         self.served.load(Ordering::Relaxed)
+    }
+
+    /// Requests that their client left before they were answered.
+    pub fn left(&self) -> u32 {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_left(&self) {
+        self.left.fetch_add(1, Ordering::Relaxed);
     }
 
     /// When the last request ended.
@@ -164,6 +178,16 @@ impl Flow {
     /// See [`Flow::break_off`].
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    /// The client sends too many frames that carry nothing.
+    pub fn note_noise(&self) {
+        self.noisy.store(true, Ordering::Relaxed);
+    }
+
+    /// See [`Flow::note_noise`].
+    pub fn is_noisy(&self) -> bool {
+        self.noisy.load(Ordering::Relaxed)
     }
 
     /// The last request ended before its body did.

@@ -242,6 +242,9 @@ impl Exchange {
         if !self.has_upload_ended() {
             self.busy.flow().leave_unread();
         }
+        if self.status == CLIENT_LEFT {
+            self.busy.flow().note_left();
+        }
         let duration = end.saturating_duration_since(self.start);
         if let Some((cluster, start)) = self.current.take() {
             // The client left, or a limit of ours ended the try: nobody's failure.

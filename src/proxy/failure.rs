@@ -3,12 +3,14 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use http::StatusCode;
 
 use crate::config::FailureKind;
 use crate::telemetry::labels::{FallbackCause, Outcome, Phase, RejectCause};
+use crate::tls::verify::{reason, refuses_certificate};
 use crate::upstream::body::UploadFault;
 use crate::upstream::connect::{ConnectCause, ConnectError};
 use crate::upstream::pool::SendError;
@@ -25,6 +27,8 @@ pub enum Failure {
     Raced(hyper::Error),
     /// The connection ended without a response head, or what came makes no sense.
     Reset(hyper::Error),
+    /// The upstream refused our certificate, which TLS 1.3 tells when the handshake is over for us.
+    Identity(hyper::Error),
     /// The response head is over the limit.
     Head(hyper::Error),
     /// A protocol switch that nobody asked for.
@@ -55,6 +59,8 @@ impl Failure {
             Self::Head(error)
         } else if error.is_parse() {
             Self::Reset(error)
+        } else if io_error(&error).is_some_and(refuses_certificate) {
+            Self::Identity(error)
         } else if may_have_ended || is_unprocessed(&error) {
             Self::Raced(error)
         } else {
@@ -77,6 +83,20 @@ impl Failure {
         }
     }
 
+    /// The step of a connection that the backend let fail. What is wrong with names is said where they are looked up.
+    pub fn step(&self) -> Option<Phase> {
+        match self {
+            Self::Connect(error) => match error.cause {
+                ConnectCause::Tcp(_) => Some(Phase::Connect),
+                ConnectCause::Tls(_) => Some(Phase::Tls),
+                ConnectCause::TimedOut(phase) => Some(phase),
+                ConnectCause::Resolve(_) | ConnectCause::Shared | ConnectCause::ServerName => None,
+            },
+            Self::Identity(_) => Some(Phase::Tls),
+            _ => None,
+        }
+    }
+
     /// Another connection to the same cluster is the natural answer.
     pub fn is_connection_race(&self) -> bool {
         matches!(self, Self::Stale(_) | Self::Raced(_))
@@ -91,6 +111,7 @@ impl Failure {
                 }
                 _ => FailureKind::Connect,
             },
+            Self::Identity(_) => FailureKind::Tls,
             Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Head(_) | Self::Unasked => FailureKind::Reset,
             Self::Timeout(_) => FailureKind::Timeout,
             Self::Status(status) => FailureKind::Status(status.as_u16()),
@@ -105,6 +126,7 @@ impl Failure {
                 ConnectCause::Tls(_) | ConnectCause::TimedOut(Phase::Tls) | ConnectCause::ServerName => Outcome::Tls,
                 _ => Outcome::Connect,
             },
+            Self::Identity(_) => Outcome::Tls,
             Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Unasked => Outcome::Reset,
             Self::Head(_) => Outcome::Header,
             Self::Timeout(_) => Outcome::Timeout,
@@ -122,6 +144,7 @@ impl Failure {
                 }
                 _ => FallbackCause::Connect,
             },
+            Self::Identity(_) => FallbackCause::Tls,
             Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Unasked | Self::Upload(_) => FallbackCause::Reset,
             Self::Head(_) => FallbackCause::Header,
             Self::Timeout(_) => FallbackCause::Timeout,
@@ -139,15 +162,29 @@ impl Failure {
     /// The status that the client sees when nothing better can be had.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Connect(_) | Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Head(_) | Self::Unasked => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::Connect(_)
+            | Self::Stale(_)
+            | Self::Raced(_)
+            | Self::Reset(_)
+            | Self::Identity(_)
+            | Self::Head(_)
+            | Self::Unasked => StatusCode::BAD_GATEWAY,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Status(status) => *status,
             Self::Upload(fault) => Refusal::of_upload(*fault).map_or(StatusCode::BAD_REQUEST, Refusal::status),
             Self::Full | Self::Open => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
+}
+
+fn io_error(error: &hyper::Error) -> Option<&io::Error> {
+    let source = error.source()?;
+    source.downcast_ref().or_else(|| source.downcast_ref::<h2::Error>()?.get_io())
+}
+
+/// hyper's word and what is behind it.
+fn told(error: &hyper::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 /// The peer says that it did nothing with this stream (RFC 9113, 8.7).
@@ -166,7 +203,11 @@ impl fmt::Display for Failure {
         match self {
             Self::Connect(error) => write!(f, "{}", error.cause),
             Self::Stale(error) | Self::Raced(error) => write!(f, "the connection could not be used: {error}"),
-            Self::Reset(error) => write!(f, "no response: {error}"),
+            Self::Reset(error) => write!(f, "no response: {}", told(error)),
+            Self::Identity(error) => match io_error(error) {
+                Some(error) => write!(f, "TLS: {}", reason(error)),
+                None => write!(f, "TLS: {error}"),
+            },
             Self::Head(error) => write!(f, "the response head is too large: {error}"),
             Self::Unasked => f.write_str("the upstream switched protocols unasked"),
             Self::Timeout(limit) => write!(f, "no response head after {limit:?}"),

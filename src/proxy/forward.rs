@@ -148,6 +148,9 @@ impl Draft<'_> {
             Ok((response, lease)) => self.judge(cluster, response, lease, admission, now, exchange),
             Err((address, failure)) => {
                 exchange.tried(address, None, failure.outcome(), now);
+                if let Some(step) = failure.step() {
+                    upstream.pool.complain(step, address, &failure, now);
+                }
                 if cluster == Cluster::New && failure.kind().is_some_and(|kind| self.blames(&failure, kind)) {
                     admission.settle(Verdict::Failure, now);
                 }

@@ -4,7 +4,7 @@
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, COOKIE, Entry, FORWARDED, GetAll, HOST, HeaderMap, HeaderName,
-    HeaderValue, LOCATION, REFRESH, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    HeaderValue, LOCATION, MAX_FORWARDS, REFRESH, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::{self, Authority, Uri};
 use http::{Method, StatusCode, Version, request, response};
@@ -64,6 +64,9 @@ pub fn prepare(
     if let Some(protocols) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, protocols.clone());
+    }
+    if let Some(left) = hop_by_hop::forwards_left(&head.method, headers) {
+        headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
     }
     say_who_sent(headers, found, sender);
     headers.insert(plan.request_id.clone(), id.value().clone());

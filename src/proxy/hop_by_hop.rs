@@ -2,10 +2,10 @@
 //! the fields we care about are there, so that absent ones cost nothing.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{Version, request};
+use http::{Method, Version, request};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -168,6 +168,15 @@ fn is_protected(name: &HeaderName) -> bool {
         )
 }
 
+/// How far an OPTIONS request may still go; TRACE, the other method with such a limit, is not served (RFC 9110, 7.6.2).
+pub fn forwards_left(method: &Method, headers: &HeaderMap) -> Option<u64> {
+    if *method != Method::OPTIONS {
+        return None;
+    }
+    let digits = headers.get(MAX_FORWARDS)?.to_str().ok()?;
+    digits.bytes().all(|digit| digit.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}
+
 /// Whether the head says that trailers are welcome.
 pub fn wants_trailers(headers: &HeaderMap) -> bool {
     headers.get_all(TE).iter().flat_map(members).any(|member| member.eq_ignore_ascii_case(b"trailers"))
@@ -219,6 +228,22 @@ mod tests {
         let mut names: Vec<String> = headers.keys().map(ToString::to_string).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn only_an_options_request_counts_its_way() {
+        for (method, value, expected) in [
+            ("OPTIONS", "0", Some(0)),
+            ("OPTIONS", "007", Some(7)),
+            ("OPTIONS", "", None),
+            ("OPTIONS", "+1", None),
+            ("OPTIONS", "99999999999999999999999", None),
+            ("GET", "0", None),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert_eq!(forwards_left(&method, &headers(&[("max-forwards", value)])), expected, "{method} {value}");
+        }
+        assert_eq!(forwards_left(&Method::OPTIONS, &HeaderMap::new()), None);
     }
 
     #[test]

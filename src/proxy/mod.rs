@@ -1,7 +1,9 @@
 //! The life of one request, top to bottom.
 
 pub mod body;
+pub mod compare;
 pub mod connection;
+pub mod examine;
 pub mod exchange;
 pub mod failure;
 pub mod forward;
@@ -9,6 +11,7 @@ pub mod grpc;
 pub mod headers;
 pub mod hop_by_hop;
 pub mod host;
+pub mod inquiry;
 pub mod interim;
 pub mod origins;
 pub mod reply;
@@ -17,6 +20,7 @@ pub mod sender;
 pub mod timeouts;
 pub mod tries;
 pub mod upgrade;
+pub mod verify;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -130,6 +134,9 @@ impl Proxy {
             Err(Some(refusal)) => return Ok(reply::refused(exchange, refusal, is_grpc)),
             Err(None) => return Err(Closed),
         };
+        if hop_by_hop::forwards_left(request.method(), request.headers()) == Some(0) {
+            return Ok(reply::last_stop(exchange));
+        }
         let service = &found.service;
         let Some(in_flight) = self.enter(&service.edge.limits) else {
             return Ok(reply::refused(exchange, Refusal::InFlight, is_grpc));

@@ -113,15 +113,20 @@ fn policy(value: &HeaderValue, plan: &HeaderPlan, sender: &Sender<'_>) -> Option
     let mut start = 0;
     for word in text.split(|byte| matches!(byte, b' ' | b'\t' | b';' | b',')) {
         let end = start + word.len();
-        if let Some((source, rest)) = source(word, plan) {
+        if let Some(Source { kind, any_port, rest }) = source(word, plan) {
             let bytes = edit.replace(start, end - rest.len());
-            match source {
-                Source::Url => push_client(bytes, true, sender),
-                Source::Socket => {
-                    bytes.extend_from_slice(if sender.scheme == Scheme::Https { b"wss://" } else { b"ws://" });
-                    bytes.extend_from_slice(sender.host.value().as_bytes());
-                }
-                Source::Host => bytes.extend_from_slice(sender.host.value().as_bytes()),
+            bytes.extend_from_slice(match (kind, sender.scheme) {
+                (Kind::Url, Scheme::Https) => b"https://",
+                (Kind::Url, Scheme::Http) => b"http://",
+                (Kind::Socket, Scheme::Https) => b"wss://",
+                (Kind::Socket, Scheme::Http) => b"ws://",
+                (Kind::Host, _) => b"",
+            });
+            if any_port {
+                bytes.extend_from_slice(sender.host.name().as_bytes());
+                bytes.extend_from_slice(ANY_PORT);
+            } else {
+                bytes.extend_from_slice(sender.host.value().as_bytes());
             }
         }
         start = end + 1;
@@ -129,8 +134,20 @@ fn policy(value: &HeaderValue, plan: &HeaderPlan, sender: &Sender<'_>) -> Option
     edit.finish(value)
 }
 
-/// How a source of a policy names new.
-enum Source {
+/// How a source of a policy stands for every port of a host (CSP 3, 2.3.1).
+const ANY_PORT: &[u8] = b":*";
+
+/// A source of a policy that names new.
+struct Source<'a> {
+    kind: Kind,
+    any_port: bool,
+    /// What follows the authority.
+    rest: &'a [u8],
+}
+
+/// How it names new.
+#[derive(Clone, Copy)]
+enum Kind {
     /// `https://new_host`.
     Url,
     /// `wss://new_host`.
@@ -139,18 +156,28 @@ enum Source {
     Host,
 }
 
-/// How the word names new, and what follows its authority; `None`: it names something else.
-fn source<'a>(word: &'a [u8], plan: &HeaderPlan) -> Option<(Source, &'a [u8])> {
-    if let Some((true, rest)) = split_new(word, plan) {
-        return Some((Source::Url, rest));
-    }
-    for (prefix, scheme) in [(b"wss://".as_slice(), Scheme::Https), (b"ws://", Scheme::Http)] {
-        if let Some(after) = strip_prefix_ignoring_case(word, prefix) {
-            return Some((Source::Socket, after_new(after, scheme, plan)?));
-        }
-    }
-    let scheme = if plan.new_is_tls { Scheme::Https } else { Scheme::Http };
-    Some((Source::Host, after_new(word, scheme, plan)?))
+/// How the word names new; `None`: it names something else.
+fn source<'a>(word: &'a [u8], plan: &HeaderPlan) -> Option<Source<'a>> {
+    let schemes = [
+        (b"https://".as_slice(), Kind::Url, Scheme::Https),
+        (b"http://", Kind::Url, Scheme::Http),
+        (b"wss://", Kind::Socket, Scheme::Https),
+        (b"ws://", Kind::Socket, Scheme::Http),
+    ];
+    let with_scheme = schemes
+        .into_iter()
+        .find_map(|(prefix, kind, scheme)| Some((kind, scheme, strip_prefix_ignoring_case(word, prefix)?)));
+    let (kind, scheme, after) = with_scheme.unwrap_or_else(|| {
+        let scheme = if plan.new_is_tls { Scheme::Https } else { Scheme::Http };
+        (Kind::Host, scheme, word)
+    });
+    let any_port = strip_prefix_ignoring_case(after, plan.new_host.as_bytes())
+        .and_then(|after| after.strip_prefix(ANY_PORT))
+        .filter(|rest| rest.is_empty() || rest.starts_with(b"/"));
+    Some(match any_port {
+        Some(rest) => Source { kind, any_port: true, rest },
+        None => Source { kind, any_port: false, rest: after_new(after, scheme, plan)? },
+    })
 }
 
 /// A text of which pieces are replaced, copied only if there are any.
@@ -331,6 +358,12 @@ mod tests {
             (
                 "report-uri https://new.example/csp?u=https://new.example",
                 Some("report-uri https://old.example:8443/csp?u=https://new.example"),
+            ),
+            (
+                "img-src new.example:* https://new.example:*/a wss://NEW.example:* new.example:*x other.example:*",
+                Some(
+                    "img-src old.example:* https://old.example:*/a wss://old.example:* new.example:*x other.example:*",
+                ),
             ),
             ("default-src https://other.example xnew.example new.example.evil.test wss://other.example", None),
             ("default-src 'none'", None),

@@ -49,6 +49,11 @@ pub fn failed(exchange: Box<Exchange>, failure: &Failure, detail: bool, is_grpc:
     answer(exchange, status, text, is_grpc)
 }
 
+/// Answers an OPTIONS request that may not be forwarded (RFC 9110, 7.6.2): we are its last stop, and fine.
+pub fn last_stop(exchange: Box<Exchange>) -> Response<ResponseBody> {
+    answer(exchange, StatusCode::OK, "the request may go no further", false)
+}
+
 /// Sends the client to the new host.
 pub fn redirect(mut exchange: Box<Exchange>, code: u16, location: HeaderValue) -> Response<ResponseBody> {
     exchange.because(Reason::Redirect);

@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use super::io::Guarded;
@@ -31,11 +32,33 @@ use crate::proxy::{Closed, Proxy};
 use crate::routing::service::Edge;
 use crate::shutdown::Drain;
 use crate::telemetry::access_line::{Line, RequestText};
-use crate::telemetry::labels::ListenerKind;
+use crate::telemetry::labels::{ListenerKind, RejectCause};
 use crate::tls::certificates::Certificates;
 
-/// Requests under way on one HTTP/2 connection. hyper's default of 200 lets one client hold more than it needs.
+/// Requests under way on one HTTP/2 connection: RFC 9113, 6.5.2, asks for no less than 100, and hyper's default of 200 lets
+/// one client hold more than it needs. Each may hold [`SEND_BUFFER`].
 const STREAMS: u32 = 128;
+
+/// Bytes of one client's uploads, over all of its streams, that may wait for slow clusters. Enough for 80 Mbit/s at a
+/// round trip of 100 ms.
+const WINDOW: u32 = 1 << 20;
+
+/// Bytes of one response that wait for their client. hyper's default of 400 KiB would let a client that opens [`STREAMS`]
+/// and takes nothing hold 50 MiB; this is 16 MiB, and still more than a socket takes at a time.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// Streams that a client may have reset before we have looked at them. A page that is left resets its requests once;
+/// rapid reset (CVE-2023-44487) does nothing else, and more than this in one turn is that. The connection ends.
+const PENDING_RESETS: usize = 20;
+
+/// Streams that we reset for a client's fault, malformed heads above all. Each costs us a frame and the client nothing; a
+/// client with a bug is known after a few. The connection ends. hyper's default is 1024.
+const LOCAL_RESETS: usize = 128;
+
+/// Requests that a client may leave unanswered, when these are more than half of all on the connection: rapid reset slow
+/// enough to pass by [`PENDING_RESETS`] would have the clusters work for nobody. Whoever searches as they type leaves many,
+/// but not this many, and takes some answers.
+const LEFT: u32 = 500;
 
 /// Room for the request line and for what we refuse ourselves, with a text and a request id, instead of hyper.
 const HEAD_MARGIN: usize = 4 * 1024;
@@ -124,20 +147,39 @@ async fn open(
     proxy: &Proxy,
 ) -> io::Result<(SocketAddr, Opened)> {
     let peer = if edge.proxy_protocol { announced(&mut socket, peer, edge, proxy).await? } else { peer };
+    let limit = if door.tls.is_some() { edge.timeouts.tls_handshake } else { edge.timeouts.header };
+    let deadline = begun(&socket, limit).await?;
     let opened = match &door.tls {
         None => {
-            let is_http2 = tokio::time::timeout(edge.timeouts.header, speaks_http2(&socket)).await??;
+            let is_http2 = in_time(deadline, proxy, speaks_http2(&socket)).await?;
             Opened::Http(Stream::Plain(socket), None, is_http2)
         }
-        Some(tls) => tokio::time::timeout(edge.timeouts.tls_handshake, tls.open(socket, edge, proxy)).await??,
+        Some(tls) => in_time(deadline, proxy, tls.open(socket, edge, proxy)).await?,
     };
     Ok((peer, opened))
+}
+
+/// Waits for the first bytes; says until when the others have time. Whoever says nothing, as many probes do, leaves no
+/// trace.
+async fn begun(socket: &TcpStream, limit: Duration) -> io::Result<Instant> {
+    let deadline = Instant::now() + limit;
+    timeout_at(deadline, socket.readable()).await??;
+    Ok(deadline)
+}
+
+/// A client that has begun and comes to no end is too slow.
+async fn in_time<T>(deadline: Instant, proxy: &Proxy, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout_at(deadline, step).await.unwrap_or_else(|elapsed| {
+        proxy.telemetry().process.rejected(Refusal::Slow.cause());
+        Err(elapsed.into())
+    })
 }
 
 /// The other end, as a PROXY header of a trusted peer says, or as it is.
 async fn announced(socket: &mut TcpStream, peer: SocketAddr, edge: &Edge, proxy: &Proxy) -> io::Result<SocketAddr> {
     let trusted = edge.trust.contains(peer.ip());
-    match tokio::time::timeout(edge.timeouts.header, proxy_protocol::read(socket, trusted)).await?? {
+    let deadline = begun(socket, edge.timeouts.header).await?;
+    match in_time(deadline, proxy, proxy_protocol::read(socket, trusted)).await? {
         Found::Nothing | Found::Header(None) => Ok(peer),
         Found::Header(Some(source)) => Ok(source),
         Found::Refused => {
@@ -155,11 +197,17 @@ impl Tls {
         {
             return Ok(Opened::Passage(Passage { socket, server_name, service }));
         }
-        self.accept(socket).await
+        self.accept(socket, proxy).await
     }
 
-    async fn accept(&self, socket: TcpStream) -> io::Result<Opened> {
-        let stream = TlsAcceptor::from(self.config.clone()).accept(socket).await?;
+    async fn accept(&self, socket: TcpStream, proxy: &Proxy) -> io::Result<Opened> {
+        let accepted = TlsAcceptor::from(self.config.clone()).accept(socket).await;
+        let stream = accepted.inspect_err(|error| {
+            // A client that leaves in between is no more than that.
+            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                proxy.telemetry().process.rejected(RejectCause::Tls);
+            }
+        })?;
         let session = stream.get_ref().1;
         let is_http2 = session.alpn_protocol() == Some(b"h2");
         let server_name = session.server_name().map(Box::<str>::from);
@@ -241,13 +289,22 @@ async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
             .timer(TokioTimer::new())
             .max_header_list_size(list)
             .max_concurrent_streams(STREAMS)
+            .initial_connection_window_size(WINDOW)
+            .initial_stream_window_size(WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_pending_accept_reset_streams(PENDING_RESETS)
+            .max_local_error_reset_streams(LOCAL_RESETS)
             .serve_connection(stream, service)
     );
     let mut ending = Ending::new(drain);
-    let mut patience = Patience::new(flow, edge.timeouts);
+    let mut patience = Patience::new(flow.clone(), edge.timeouts);
     let result = std::future::poll_fn(|cx| {
         if let Poll::Ready(result) = serving.as_mut().poll(cx) {
             return Poll::Ready(result);
+        }
+        if flow.left() > LEFT && flow.left() > flow.served() / 2 {
+            note_flood(&noted.0, &noted.1, "most requests are left by their client");
+            return Poll::Ready(Ok(()));
         }
         let mut ends = ending.poll_begin(cx);
         if ends {
@@ -271,7 +328,7 @@ async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
     })
     .await;
     if let Err(error) = result {
-        tracing::debug!(%error, "HTTP/2 connection ended");
+        note_http2_error(&error, &noted.0, &noted.1);
     }
 }
 
@@ -316,10 +373,10 @@ struct Patience {
     limits: ListenTimeouts,
     timer: Pin<Box<tokio::time::Sleep>>,
     /// The last look that saw a request under way or ended since the look before.
-    active: tokio::time::Instant,
+    active: Instant,
     served: u32,
     /// The connection is on its way out since then.
-    ending: Option<tokio::time::Instant>,
+    ending: Option<Instant>,
     farewell: Duration,
 }
 
@@ -336,12 +393,12 @@ enum Lost {
 impl Patience {
     fn new(flow: Arc<Flow>, limits: ListenTimeouts) -> Self {
         let timer = Box::pin(tokio::time::sleep(LOOK));
-        Self { flow, limits, timer, active: tokio::time::Instant::now(), served: 0, ending: None, farewell: FAREWELL }
+        Self { flow, limits, timer, active: Instant::now(), served: 0, ending: None, farewell: FAREWELL }
     }
 
     /// The connection was told to end, and the client has this long for its part once nothing is under way.
     fn is_ending(&mut self, farewell: Duration) {
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         self.ending.get_or_insert(now);
         self.farewell = farewell;
         self.timer.as_mut().reset(now + farewell.min(LOOK));
@@ -349,7 +406,7 @@ impl Patience {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
         while self.timer.as_mut().poll(cx).is_ready() {
-            let now = tokio::time::Instant::now();
+            let now = Instant::now();
             self.timer.as_mut().reset(now + self.farewell.min(LOOK));
             if let Some(lost) = self.look(now) {
                 return Poll::Ready(lost);
@@ -358,7 +415,7 @@ impl Patience {
         Poll::Pending
     }
 
-    fn look(&mut self, now: tokio::time::Instant) -> Option<Lost> {
+    fn look(&mut self, now: Instant) -> Option<Lost> {
         let served = self.flow.served();
         if self.flow.busy() > 0 {
             self.active = now;
@@ -384,6 +441,24 @@ impl Patience {
 fn note_untaken(connection: &Connection, proxy: &Proxy) {
     proxy.telemetry().process.rejected(Refusal::Slow.cause());
     tracing::info!(peer = %connection.peer, "closed: the client took nothing of its answer for write_idle");
+}
+
+/// A client that makes work for its own sake.
+fn note_flood(connection: &Connection, proxy: &Proxy, what: &str) {
+    proxy.telemetry().process.rejected(Refusal::Malformed("").cause());
+    tracing::info!(peer = %connection.peer, "closed: {what}");
+}
+
+/// Faults that end a whole HTTP/2 connection are counted; those that end one stream stay between hyper and the client.
+fn note_http2_error(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
+    if connection.flow.is_noisy() {
+        return note_flood(connection, proxy, "too many frames that carry nothing");
+    }
+    let fault = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    if fault.is_some_and(|fault| fault.is_library() && fault.is_go_away()) {
+        proxy.telemetry().process.rejected(Refusal::Malformed("").cause());
+    }
+    tracing::debug!(peer = %connection.peer, %error, "HTTP/2 connection ended");
 }
 
 /// hyper answers a head that it cannot take by itself; we count it and write the line.

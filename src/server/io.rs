@@ -17,6 +17,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::noise::Noise;
 use crate::config::ListenTimeouts;
 use crate::net::stream::Stream;
 use crate::proxy::connection::Flow;
@@ -32,6 +33,9 @@ const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/pla
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 2 << 20;
 
+/// How much of HTTP/2 is read at a time; as much as its reader asks for.
+const FRAMES: usize = 8 * 1024;
+
 /// When to look again at a connection that was to end and is not as quiet as it seemed.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -42,6 +46,8 @@ pub struct Guarded {
     drain: Drain,
     limits: ListenTimeouts,
     is_http1: bool,
+    /// On HTTP/2 only.
+    noise: Option<Noise>,
     timer: Option<Pin<Box<Sleep>>>,
     /// Since when the client is expected to say something.
     waiting_since: Instant,
@@ -75,14 +81,16 @@ enum Due {
 impl Guarded {
     /// Watches over `stream`.
     pub fn new(stream: Stream, flow: Arc<Flow>, limits: ListenTimeouts, is_http1: bool, drain: Drain) -> Self {
+        let now = Instant::now();
         Self {
             io: TokioIo::new(stream),
             flow,
             drain,
             limits,
             is_http1,
+            noise: (!is_http1).then(|| Noise::new(now)),
             timer: None,
-            waiting_since: Instant::now(),
+            waiting_since: now,
             head_since: None,
             write_since: None,
             draining_since: None,
@@ -101,6 +109,22 @@ impl Guarded {
     /// Whether this error of a connection is that of a head that did not come in time.
     pub fn is_slow_head(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|inner| inner.is::<SlowHead>())
+    }
+
+    /// Reads HTTP/2 by way of a buffer of our own, as hyper's cannot be looked into.
+    fn poll_read_frames(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = [MaybeUninit::uninit(); FRAMES];
+        let room = buffer.remaining().min(FRAMES);
+        let mut read = ReadBuf::uninit(&mut scratch[..room]);
+        ready!(Pin::new(self.io.inner_mut()).poll_read(cx, &mut read))?;
+        let bytes = read.filled();
+        if self.noise.as_mut().is_some_and(|noise| noise.heard(bytes, Instant::now())) {
+            // hyper keeps no more of this error than its text, so the flow says what it is.
+            self.flow.note_noise();
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too many frames that carry nothing")));
+        }
+        buffer.put_slice(bytes);
+        Poll::Ready(Ok(()))
     }
 
     /// Bytes have come. Between requests they are the beginning of a head.
@@ -288,9 +312,13 @@ impl Drop for Guarded {
 }
 
 impl Read for Guarded {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.io).poll_read(cx, buffer) {
+        let read = match this.noise {
+            Some(_) => this.poll_read_frames(cx, &mut buffer),
+            None => Pin::new(&mut this.io).poll_read(cx, buffer),
+        };
+        match read {
             Poll::Ready(result) => {
                 this.note_read();
                 Poll::Ready(result)

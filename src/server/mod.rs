@@ -3,5 +3,6 @@
 pub mod accept;
 pub mod connection;
 pub mod io;
+pub mod noise;
 pub mod passthrough;
 pub mod worker;

@@ -127,6 +127,9 @@ async fn attempt(
             let address = error.address;
             let failure = Failure::Connect(error);
             exchange.tried(address, None, failure.outcome(), now);
+            if let Some(step) = failure.step() {
+                upstream.pool.complain(step, address, &failure, now);
+            }
             let is_blamed = failure.blames_upstream() && failure.kind().is_some_and(|kind| service.is_failure(kind));
             if cluster == Cluster::New && is_blamed {
                 admission.settle(Verdict::Failure, now);

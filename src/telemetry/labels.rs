@@ -153,6 +153,8 @@ labels! {
         Admin = "admin",
         /// A PROXY header of a peer that is not trusted.
         Proxy = "proxy",
+        /// A TLS handshake that came to nothing.
+        Tls = "tls",
     }
 }
 
@@ -201,6 +203,18 @@ labels! {
         Unchanged = "unchanged",
         /// It is wrong, and the running one stays.
         Rejected = "rejected",
+    }
+}
+
+labels! {
+    /// What another replica serves, compared with this one.
+    PeerState {
+        /// The same.
+        Agree = "agree",
+        /// Another configuration, or other shares.
+        Differ = "differ",
+        /// Nobody knows.
+        Unreachable = "unreachable",
     }
 }
 

@@ -75,6 +75,7 @@ families! {
     CONFIG_LAST_RELOAD_SUCCESSFUL: Gauge "migration_proxy_config_last_reload_successful" "1 when the configuration file as it is now serves.";
     CONFIG_LAST_RELOAD_SUCCESS: Gauge "migration_proxy_config_last_reload_success_timestamp_seconds" "When a configuration file was last accepted.";
     CONFIG_RESTART_NEEDED: Gauge "migration_proxy_config_restart_needed" "1 while a changed key waits for a restart.";
+    FLEET_REPLICAS: Gauge "migration_proxy_fleet_replicas" "Other replicas by whether they serve the same as this one.";
     ACCESS_LOG_DROPPED: Counter "migration_proxy_access_log_dropped_total" "Access lines lost because their destination was too slow or full.";
     STATE_FAILURES: Counter "migration_proxy_state_failures_total" "Times that the state or the last good file could not be read or stored.";
     TASK_PANICS: Counter "migration_proxy_task_panics_total" "Tasks that ended by a panic, which is always a bug.";

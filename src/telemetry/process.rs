@@ -11,7 +11,7 @@ use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use super::exposition;
-use super::labels::{CertificateSide, ListenerKind, RejectCause, ReloadResult};
+use super::labels::{CertificateSide, ListenerKind, PeerState, RejectCause, ReloadResult};
 use super::machine::{self, Usage};
 use super::metrics::{Histogram, OVERHEAD_BOUNDS};
 use super::names::{self, Family};
@@ -46,6 +46,7 @@ pub struct ProcessMeters {
     last_reload_successful: Gauge,
     last_reload_success: Gauge,
     restart_needed: Gauge,
+    fleet: [Gauge; PeerState::ALL.len()],
     access_log_dropped: Counter,
     state_failures: Counter,
     task_panics: Counter,
@@ -75,6 +76,9 @@ impl ProcessMeters {
             last_reload_successful: gauge(&recorder, &names::CONFIG_LAST_RELOAD_SUCCESSFUL, &[]),
             last_reload_success: gauge(&recorder, &names::CONFIG_LAST_RELOAD_SUCCESS, &[]),
             restart_needed: gauge(&recorder, &names::CONFIG_RESTART_NEEDED, &[]),
+            fleet: array::from_fn(|index| {
+                gauge(&recorder, &names::FLEET_REPLICAS, &[("state", PeerState::ALL[index].as_str())])
+            }),
             access_log_dropped: counter(&recorder, &names::ACCESS_LOG_DROPPED, &[]),
             state_failures: counter(&recorder, &names::STATE_FAILURES, &[]),
             task_panics: counter(&recorder, &names::TASK_PANICS, &[]),
@@ -130,6 +134,13 @@ impl ProcessMeters {
     /// Whether a changed key waits for a restart.
     pub fn restart_needed(&self, needed: bool) {
         self.restart_needed.set(if needed { 1.0 } else { 0.0 });
+    }
+
+    /// How many other replicas there are in each state.
+    pub fn fleet(&self, counts: [usize; PeerState::ALL.len()]) {
+        for (gauge, count) in self.fleet.iter().zip(counts) {
+            gauge.set(count as f64);
+        }
     }
 
     /// The state or the last good file could not be read or stored.

@@ -16,6 +16,9 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::{Error, PROVIDER, pem, versions};
 use crate::config::{CertificateFiles, ListenTls};
 
+/// As many names of a certificate are told. Some have a hundred.
+const SHOWN_NAMES: usize = 6;
+
 /// One certificate with its key.
 #[derive(Debug)]
 pub struct Certificate {
@@ -40,6 +43,8 @@ pub struct Names {
 pub struct Facts {
     /// The hosts that it covers.
     pub names: Names,
+    /// The beginning of its validity, in seconds since 1970.
+    pub not_before: i64,
     /// The end of its validity, in seconds since 1970.
     pub not_after: i64,
     /// Who it is for.
@@ -54,6 +59,7 @@ impl Facts {
         let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
         Some(Self {
             names: Names::of(&parsed),
+            not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
             subject: parsed.subject().to_string(),
             issuer: parsed.issuer().to_string(),
@@ -94,13 +100,18 @@ impl Names {
     }
 }
 
-/// The names as a list, for messages.
+/// The first of the names as a list, for messages.
 impl fmt::Display for Names {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exact = self.exact.iter().map(ToString::to_string);
         let wildcard = self.wildcard.iter().map(|suffix| format!("*.{suffix}"));
-        let all: Vec<_> = exact.chain(wildcard).chain(self.addresses.iter().map(ToString::to_string)).collect();
-        if all.is_empty() { f.write_str("no name") } else { f.write_str(&all.join(", ")) }
+        let mut all = exact.chain(wildcard).chain(self.addresses.iter().map(ToString::to_string));
+        let first: Vec<_> = all.by_ref().take(SHOWN_NAMES).collect();
+        match (first.is_empty(), all.count()) {
+            (true, _) => f.write_str("no name"),
+            (false, 0) => f.write_str(&first.join(", ")),
+            (false, more) => write!(f, "{} and {more} more", first.join(", ")),
+        }
     }
 }
 

@@ -2,24 +2,25 @@
 //! thousand services cost one set of roots and one session cache; two identities never share either.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
+use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::{ClientConfig, RootCertStore};
 use sha2::{Digest, Sha256};
 
 use super::certificates::Facts;
+use super::verify::{Roots, Unverified, Verified};
 use super::{Error, PROVIDER, pem, versions};
 use crate::config::{CertificateFiles, ClusterOptions, Environment, TlsVersion};
 
 /// Sessions of one identity, eight for each of a thousand names. rustls would remember 32 names, and where hundreds of
 /// services share an identity none of them would find its session again.
 const SESSIONS: usize = 8 * 1024;
+
+/// How the roots that we carry are named.
+const BUILT_IN: &str = "the built-in roots (there is no ca_file)";
 
 /// Trust, certificate and protocol choice of a group of upstreams.
 #[derive(Debug)]
@@ -55,6 +56,8 @@ pub struct Identities<'a> {
 /// The roots that a cluster trusts, as read.
 struct Trust {
     sources: Vec<Source>,
+    /// The key that names them, for messages.
+    origin: String,
     mark: [u8; 32],
 }
 
@@ -144,9 +147,11 @@ impl<'a> Identities<'a> {
                 Err(_) => {}
             }
         }
-        let mark = mark(sources.iter().map(|source| &source.text[..]));
-        let trust = Trust { sources, mark };
-        let trust = Arc::new(trust);
+        let origin = if sources.is_empty() { BUILT_IN.to_owned() } else { self.origin(ca_file) };
+        // With their names: what is said of a certificate that they do not sign names the file.
+        let parts = sources.iter().flat_map(|source| [source.file.as_os_str().as_encoded_bytes(), &source.text[..]]);
+        let mark = mark(parts);
+        let trust = Arc::new(Trust { sources, origin, mark });
         self.trusts.insert(key, trust.clone());
         Ok(trust)
     }
@@ -160,6 +165,18 @@ impl<'a> Identities<'a> {
         let file = variable("SSL_CERT_FILE").map(|file| (file, false));
         let folder = variable("SSL_CERT_DIR").map(|folder| certificates_in(&folder)).unwrap_or_default();
         file.into_iter().chain(folder.into_iter().map(|file| (file, true))).collect()
+    }
+
+    /// What names the roots that are in force.
+    fn origin(&self, ca_file: Option<&Path>) -> String {
+        if let Some(file) = ca_file {
+            return format!("ca_file {}", file.display());
+        }
+        let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(|name| {
+            let value = self.environment.get(name).filter(|value| !value.is_empty())?;
+            Some(format!("{name} {value}"))
+        });
+        named.collect::<Vec<_>>().join(" and ")
     }
 
     fn read(&mut self, file: &Path) -> Result<Arc<Vec<u8>>, Error> {
@@ -193,21 +210,24 @@ fn verifier(verify: bool, trust: &Trust) -> Result<Arc<dyn ServerCertVerifier>, 
     if !verify {
         return Ok(Arc::new(Unverified));
     }
-    let mut roots = RootCertStore::empty();
+    let mut store = RootCertStore::empty();
+    let mut roots = Roots::new(&trust.origin);
     for Source { file, text, of_folder } in &trust.sources {
         match pem::roots(file, text) {
-            Ok(found) => roots.roots.extend(found.roots),
+            Ok(found) => {
+                store.roots.extend(found.roots);
+                roots.hold(&pem::chain(file, text)?);
+            }
             Err(error) if !of_folder => return Err(error),
             Err(_) => {}
         }
     }
     if trust.sources.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
-    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), PROVIDER.clone()).build();
     let file = trust.sources.first().map(|source| source.file.clone()).unwrap_or_default();
-    let inner = inner.map_err(|error| Error::new(file, format!("cannot verify servers: {error}")))?;
-    Ok(Arc::new(Verified { inner }))
+    let verified = Verified::new(store, roots);
+    Ok(Arc::new(verified.map_err(|error| Error::new(file, format!("cannot verify servers: {error}")))?))
 }
 
 fn build(
@@ -244,123 +264,4 @@ fn build(
         roots_not_after: None,
         fingerprint,
     })
-}
-
-/// Verification by the web's rules, with an error that names what the certificate holds.
-#[derive(Debug)]
-struct Verified {
-    inner: Arc<WebPkiServerVerifier>,
-}
-
-/// rustls says "unknown issuer" and names nobody.
-#[derive(Debug)]
-struct UnknownIssuer {
-    subject: String,
-    issuer: String,
-    names: String,
-}
-
-impl fmt::Display for UnknownIssuer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "unknown issuer: certificate \"{}\" for {} is signed by \"{}\"",
-            self.subject, self.names, self.issuer
-        )
-    }
-}
-
-impl std::error::Error for UnknownIssuer {}
-
-impl ServerCertVerifier for Verified {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.inner.verify_server_cert(leaf, intermediates, name, ocsp, now).map_err(|error| match error {
-            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => explain(leaf, error),
-            other => other,
-        })
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, leaf, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, leaf, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
-}
-
-/// What a handshake that failed says. rustls prints a reason of ours as a structure.
-pub fn reason(error: &io::Error) -> String {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) => reason.to_string(),
-        _ => error.to_string(),
-    }
-}
-
-fn explain(leaf: &CertificateDer<'_>, error: rustls::Error) -> rustls::Error {
-    let Some(facts) = Facts::of(leaf) else { return error };
-    let detail = UnknownIssuer { subject: facts.subject, issuer: facts.issuer, names: facts.names.to_string() };
-    rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(detail))))
-}
-
-/// `verify: off`: whoever answers is believed. The signature is still checked, because rustls needs a decision and the
-/// check costs nothing.
-#[derive(Debug)]
-struct Unverified;
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, leaf, signature, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, leaf, signature, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
-    }
 }

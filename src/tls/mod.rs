@@ -3,6 +3,7 @@
 pub mod certificates;
 pub mod client;
 pub mod pem;
+pub mod verify;
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -15,6 +16,11 @@ use crate::config::TlsVersion;
 /// The one cryptographic provider; no process-wide default is relied on.
 static PROVIDER: LazyLock<Arc<CryptoProvider>> =
     LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+
+/// The provider for connections that are no service's.
+pub fn provider() -> Arc<CryptoProvider> {
+    PROVIDER.clone()
+}
 
 /// A file that cannot be used, and why.
 #[derive(Debug, thiserror::Error)]

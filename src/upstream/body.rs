@@ -322,7 +322,8 @@ impl Body for OutBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Empty => SizeHint::with_exact(0),
+            // With an exact length hyper's HTTP/2 client writes a Content-Length that nobody sent; `is_end_stream` says enough.
+            Self::Empty => SizeHint::default(),
             Self::Upload(upload) => upload.body.size_hint(),
         }
     }

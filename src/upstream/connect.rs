@@ -23,7 +23,8 @@ use crate::net::stream::Stream;
 use crate::net::watched::{Watched, Watcher};
 use crate::telemetry::labels::Phase;
 use crate::telemetry::metrics::ServiceMeters;
-use crate::tls::client::{Identity, reason};
+use crate::tls::client::Identity;
+use crate::tls::verify::reason;
 
 /// Where an upstream is and how it is spoken to.
 #[derive(Debug)]

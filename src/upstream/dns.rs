@@ -61,6 +61,8 @@ pub struct Found {
     pub addresses: Vec<IpAddr>,
     /// How long they count.
     pub ttl: Duration,
+    /// The longer name that has them, when the search list was needed.
+    pub by_search: Option<String>,
 }
 
 /// Why there are none.
@@ -117,7 +119,7 @@ impl Client {
     pub async fn look_up(&self, host: &str) -> Result<Found, Fault> {
         let (hosts, servers) = self.files(Instant::now());
         if let Some(addresses) = hosts.ok().and_then(|hosts| hosts.get(host).cloned()) {
-            return Ok(Found { addresses, ttl: HOSTS_TTL });
+            return Ok(Found { addresses, ttl: HOSTS_TTL, by_search: None });
         }
         let servers = servers.map_err(Fault::Trouble)?;
         match tokio::time::timeout(WHOLE, servers.look_up(host)).await {
@@ -233,7 +235,8 @@ impl Servers {
             }
             // A name that becomes too long is none.
             if let Ok(longer) = name.clone().append_domain(suffix) {
-                answer = self.absolute(longer).await;
+                let by_search = Some(longer.to_ascii().trim_end_matches('.').to_owned());
+                answer = self.absolute(longer).await.map(|found| Found { by_search, ..found });
             }
         }
         answer
@@ -258,7 +261,7 @@ impl Found {
         let records = answer.answers();
         let addresses: Vec<IpAddr> = records.iter().filter_map(|record| record.data.ip_addr()).collect();
         let ttl = Duration::from_secs(records.iter().map(|record| record.ttl).min()?.into());
-        (!addresses.is_empty()).then_some(Self { addresses, ttl })
+        (!addresses.is_empty()).then_some(Self { addresses, ttl, by_search: None })
     }
 }
 

@@ -28,7 +28,7 @@ const SLOT: Duration = Duration::from_millis(250);
 const SLOTTED_FROM: Duration = Duration::from_secs(10);
 
 /// As many characters of a reason are kept.
-const LONGEST_ERROR: usize = 400;
+const LONGEST_ERROR: usize = 600;
 
 /// What is known of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

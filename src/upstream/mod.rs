@@ -1,6 +1,8 @@
 //! One cluster's backend of one service: where it is, its pooled connections, its breaker, its health, and how
 //! much waits for it.
 
+mod advice;
+pub mod apart;
 pub mod body;
 pub mod breaker;
 pub mod budget;
@@ -8,6 +10,8 @@ pub mod connect;
 pub mod direct;
 pub mod dns;
 pub mod endpoints;
+pub mod examine;
+pub mod finding;
 pub mod health;
 pub mod long_lived;
 pub mod pool;

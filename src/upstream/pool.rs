@@ -1,6 +1,8 @@
 //! Connections to one upstream, a shard for each data worker. A connection never leaves its pool, so identities never
 //! mix; a shard is locked by its own worker only, but for the sweep of idle connections.
 
+use std::fmt::Display;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -40,6 +42,9 @@ pub(super) const RESPONSE_FIELDS: usize = 256;
 /// A backend that sends this many fields may soon send more than hyper's 100.
 const MANY_FIELDS: usize = 60;
 
+/// The least time between two lines about connections that fail at the same step.
+const COMPLAINTS_APART: Duration = Duration::from_secs(60);
+
 /// Bounds of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -67,6 +72,8 @@ pub struct Pool {
     chooses_http1: AtomicBool,
     /// The names of the target are listened to.
     follows: AtomicBool,
+    /// When it was last said why a connection failed, by its step.
+    complaints: Mutex<[Option<Instant>; Phase::ALL.len()]>,
 }
 
 struct Shard {
@@ -186,12 +193,18 @@ impl Pool {
             many_fields: AtomicBool::new(false),
             chooses_http1: AtomicBool::new(false),
             follows: AtomicBool::new(false),
+            complaints: Mutex::default(),
         })
     }
 
     /// Where the connections go.
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// Who looks its names up.
+    pub fn resolver(&self) -> &Arc<Resolver> {
+        &self.resolver
     }
 
     /// The service that it belongs to.
@@ -273,6 +286,20 @@ impl Pool {
         let opened = self.open(&demand).await;
         *failed_at = opened.is_err().then(Instant::now);
         opened
+    }
+
+    /// Says why the backend could not be had, once a minute for each step: a storm of failures writes no more than one.
+    pub fn complain(&self, step: Phase, address: Option<SocketAddr>, error: &dyn Display, now: Instant) {
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = &mut complaints[step as usize];
+        if last.is_some_and(|last| now.saturating_duration_since(last) < COMPLAINTS_APART) {
+            return;
+        }
+        *last = Some(now);
+        drop(complaints);
+        let (service, target) = (self.service(), self.target.cluster.as_str());
+        let address = address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+        tracing::warn!(service, target, address, %error, "no connection to the upstream");
     }
 
     /// Closes connections that have been idle too long, or whose address has left DNS.

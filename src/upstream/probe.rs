@@ -2,38 +2,25 @@
 //! request on it where the check has a path. One deadline covers all of it.
 
 use std::error::Error;
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use http::header::{ACCEPT, CONNECTION, HOST, HeaderValue, USER_AGENT};
 use http::uri::{PathAndQuery, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use http::{Method, Request, StatusCode, Uri, Version};
 
+use super::apart;
 use super::body::OutBody;
-use super::connect::{ConnectCause, Connected, Wanted};
+use super::connect::{ConnectCause, Wanted};
 use super::pool::Pool;
 use crate::config::{self, Cluster, HostPattern};
-use crate::net::stream::Stream;
 
 const AGENT: &str = concat!("migration-proxy-health/", env!("CARGO_PKG_VERSION"));
 
 /// The label of a wildcard host that probes ask for.
 const LABEL: &str = "health";
 
-/// Addresses that one probe tries: requests try others too when one refuses.
-const ADDRESSES: usize = 4;
-
 /// As much of a body is read, so that a backend can end its answer in peace.
 const BODY: usize = 64 * 1024;
-
-/// How long a backend may take to say goodbye after a handshake, and in how many pieces.
-const GOODBYE: Duration = Duration::from_secs(1);
-const GOODBYE_READS: usize = 16;
 
 /// What a probe asks.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,7 +72,7 @@ impl Question {
 }
 
 /// A host that the pattern covers.
-fn one_host(pattern: &HostPattern) -> String {
+pub fn one_host(pattern: &HostPattern) -> String {
     match pattern {
         HostPattern::Exact(name) => name.to_string(),
         HostPattern::Wildcard(suffix) => format!("{LABEL}.{suffix}"),
@@ -113,7 +100,7 @@ pub enum Fault {
 }
 
 /// hyper's word and what is behind it.
-fn cause(error: &hyper::Error) -> String {
+pub fn cause(error: &hyper::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
@@ -129,105 +116,16 @@ pub async fn probe(pool: &Pool, question: &Question, timeout: Duration) -> Resul
 }
 
 async fn ask(pool: &Pool, question: &Question, deadline: Instant) -> Result<(), Fault> {
-    let connected = connection(pool, question, deadline).await?;
-    let Some(path) = &question.path else { return part(connected.stream).await };
-    let is_tls = matches!(connected.stream, Stream::Client(_));
+    let connected = apart::connect(pool, question.wanted, &question.client_host, deadline).await;
+    let mut connected = connected.map_err(|error| Fault::Connect(error.cause))?;
+    let is_tls = apart::is_tls(&connected.stream);
+    let Some(path) = &question.path else {
+        let parted = if is_tls { apart::part(&mut connected.stream).await } else { Ok(()) };
+        return parted.map_err(|error| ConnectCause::Tls(error).into());
+    };
     let request = question.request(path, connected.is_http2, is_tls)?;
-    let status = answer(pool, connected, request, deadline).await?;
+    let status = apart::ask(pool, connected, request, BODY, deadline).await?.head.status;
     if question.is_expected(status) { Ok(()) } else { Err(Fault::Status(status)) }
-}
-
-async fn connection(pool: &Pool, question: &Question, deadline: Instant) -> Result<Connected, Fault> {
-    let mut tries = 1;
-    loop {
-        match pool.connect_apart(question.wanted, &question.client_host, deadline).await {
-            Err(error) if error.has_alternative && tries < ADDRESSES => tries += 1,
-            other => return other.map_err(|error| error.cause.into()),
-        }
-    }
-}
-
-/// Ends a connection on which nothing is asked. A TLS 1.3 server judges our certificate when the handshake is already over
-/// for us, so its refusal comes only now.
-async fn part(mut stream: Stream) -> Result<(), Fault> {
-    if !matches!(stream, Stream::Client(_)) {
-        return Ok(());
-    }
-    let goodbye = async {
-        stream.shutdown().await?;
-        let mut buffer = [0; 1024];
-        for _ in 0..GOODBYE_READS {
-            if stream.read(&mut buffer).await? == 0 {
-                break;
-            }
-        }
-        Ok::<_, std::io::Error>(())
-    };
-    match tokio::time::timeout(GOODBYE, goodbye).await {
-        Ok(Err(error)) if is_alert(&error) => Err(ConnectCause::Tls(error).into()),
-        // Anything else is a matter of manners.
-        Ok(_) | Err(_) => Ok(()),
-    }
-}
-
-fn is_alert(error: &std::io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::AlertReceived(_)))
-}
-
-/// The status; the body is read to a bound, and what becomes of it does not matter.
-async fn answer(
-    pool: &Pool,
-    connected: Connected,
-    request: Request<OutBody>,
-    deadline: Instant,
-) -> hyper::Result<StatusCode> {
-    let Connected { stream, is_http2, .. } = connected;
-    let io = TokioIo::new(stream);
-    if is_http2 {
-        let list = u32::try_from(pool.response_head()).unwrap_or(u32::MAX);
-        let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_header_list_size(list)
-            .keep_alive_interval(Duration::from_secs(30))
-            .handshake(io)
-            .await?;
-        driven(connection, async { Ok(head(sender.send_request(request).await?, deadline).await) }).await
-    } else {
-        let mut builder = http1::Builder::new();
-        builder.max_header_size(pool.response_head()).max_headers(super::pool::RESPONSE_FIELDS);
-        let (mut sender, connection) = builder.handshake(io).await?;
-        driven(connection, async { Ok(head(sender.send_request(request).await?, deadline).await) }).await
-    }
-}
-
-async fn head(response: Response<Incoming>, deadline: Instant) -> StatusCode {
-    let status = response.status();
-    let mut body = response.into_body();
-    let read = async {
-        let mut left = BODY;
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, bytes::Bytes::len));
-            if left == 0 {
-                break;
-            }
-        }
-    };
-    // A little before the end, so that a slow body does not take the status with it.
-    let slack = deadline.saturating_duration_since(Instant::now()) / 10;
-    let _ = tokio::time::timeout_at((deadline - slack).into(), read).await;
-    status
-}
-
-/// Waits for an answer while its connection is driven. One that ends with its connection is still an answer.
-async fn driven<T>(connection: impl Future, answer: impl Future<Output = T>) -> T {
-    let mut answer = pin!(answer);
-    tokio::select! {
-        biased;
-        answer = &mut answer => return answer,
-        _ = connection => {}
-    }
-    answer.await
 }
 
 #[cfg(test)]

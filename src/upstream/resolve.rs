@@ -126,7 +126,12 @@ impl Resolver {
         name.known.subscribe()
     }
 
-    async fn look_up(&self, host: &str) -> Result<Found, Fault> {
+    /// Looks a name up once, beside what is known of it.
+    ///
+    /// # Errors
+    ///
+    /// It has no address, or nobody says.
+    pub async fn look_up(&self, host: &str) -> Result<Found, Fault> {
         let _place = self.places.acquire().await.expect("the semaphore is never closed");
         self.client.look_up(host).await
     }
@@ -262,7 +267,8 @@ mod tests {
     }
 
     fn found(last: &[u8], ttl: u64) -> Result<Found, Fault> {
-        Ok(Found { addresses: last.iter().copied().map(ip).collect(), ttl: Duration::from_secs(ttl) })
+        let addresses = last.iter().copied().map(ip).collect();
+        Ok(Found { addresses, ttl: Duration::from_secs(ttl), by_search: None })
     }
 
     fn ips(last: &[u8]) -> Vec<IpAddr> {

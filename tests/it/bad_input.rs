@@ -280,7 +280,7 @@ fn a_broken_file_at_the_start_opens_no_port() {
 }
 
 #[test]
-fn malformed_requests_get_the_right_answer_and_are_counted() {
+fn requests_over_a_limit_get_the_right_answer_and_are_counted() {
     let clusters = Clusters::new();
     let setup =
         Setup::new([clusters.service("a")]).top("limits: {request_body: 1000, uri_bytes: 1000, header_bytes: 8KiB}");
@@ -289,17 +289,6 @@ fn malformed_requests_get_the_right_answer_and_are_counted() {
     let huge = "x".repeat(9_000);
     let enormous = "x".repeat(200_000);
     let rows: Vec<(&str, String, u16)> = vec![
-        ("garbage", "nonsense\r\n\r\n".into(), 400),
-        ("no host", "GET / HTTP/1.1\r\n\r\n".into(), 400),
-        ("two hosts", format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nHost: {HOST}\r\n\r\n"), 400),
-        ("bad host", "GET / HTTP/1.1\r\nHost: a/b c\r\n\r\n".into(), 400),
-        ("other authority", format!("GET http://b.old.test/ HTTP/1.1\r\nHost: {HOST}\r\n\r\n"), 400),
-        (
-            "two lengths",
-            format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx"),
-            400,
-        ),
-        ("space before colon", format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX : y\r\n\r\n"), 400),
         ("unknown host", "GET / HTTP/1.1\r\nHost: nobody.test\r\n\r\n".into(), 404),
         ("long target", format!("GET /{long} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"), 414),
         ("long head", format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX-Long: {huge}\r\n\r\n"), 431),
@@ -307,15 +296,6 @@ fn malformed_requests_get_the_right_answer_and_are_counted() {
         ("many fields", format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{}\r\n", "X: y\r\n".repeat(120)), 431),
         ("long body", format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1001\r\n\r\n"), 413),
     ];
-
-    let codings = ["gzip, chunked", "chunked, chunked", "chunked, identity", "chunked;q=1", "gzip", "\u{b}chunked"];
-    let coded = codings.map(|coding| {
-        let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: {coding}");
-        (coding, format!("{head}\r\n\r\n0\r\n\r\n"), 400)
-    });
-    let twice = "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked";
-    let twice = ("two codings", format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{twice}\r\n\r\n0\r\n\r\n"), 400);
-    let rows: Vec<_> = rows.into_iter().chain(coded).chain([twice]).collect();
 
     for (what, bytes, status) in &rows {
         let before = proxy.metrics().sum("rejected_total", &[]);
@@ -332,29 +312,6 @@ fn malformed_requests_get_the_right_answer_and_are_counted() {
     assert_eq!(clusters.old.requests(), 0);
     eventually(PATIENCE, "each one is logged", || proxy.access_lines().len() >= rows.len());
     assert_eq!(proxy.get(HOST, "/").status, 200);
-}
-
-/// RFC 9112 section 6.1 lets a server take such a request by its chunks when the connection is closed behind it.
-#[test]
-fn a_length_beside_chunks_is_one_chunked_request_and_the_end_of_the_connection() {
-    let clusters = Clusters::new();
-    let proxy = Proxy::start(&Setup::new([clusters.service("a")]));
-    let smuggled = format!("GET /smuggled HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
-    let fields = ["Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5"];
-
-    for framing in fields {
-        clusters.old.forget();
-        let before = clusters.old.requests();
-        let mut client = proxy.client();
-        client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n\r\n3\r\nabc\r\n0\r\n\r\n{smuggled}"));
-
-        assert_eq!(client.response("POST").unwrap().status, 200, "{framing}");
-        assert!(client.is_closed_within(PATIENCE), "{framing}: nothing behind it is believed");
-        assert_eq!(clusters.old.requests(), before + 1, "{framing}");
-        let seen = clusters.old.last();
-        assert_eq!((seen.body.as_slice(), seen.all("transfer-encoding")), (&b"abc"[..], vec!["chunked"]), "{framing}");
-        assert!(!seen.has("content-length"), "{framing}");
-    }
 }
 
 #[test]

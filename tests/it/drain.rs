@@ -8,6 +8,7 @@ use crate::support::app::Proxy;
 use crate::support::certs::Authority;
 use crate::support::cli::Server;
 use crate::support::client::Client;
+use crate::support::client::frames::{self, Frames};
 use crate::support::origin::{Answer, End, Gate};
 use crate::support::setup::{Clusters, Service, Setup};
 use crate::support::{PATIENCE, eventually};
@@ -290,58 +291,29 @@ fn a_tunnel_of_a_service_that_is_gone_is_sent_home_too() {
     assert_eq!(server.exit_code(), Some(0));
 }
 
-/// One HTTP/2 frame: its type, flags, stream and payload.
-fn frame(client: &mut Client) -> (u8, u8, u32, Vec<u8>) {
-    let head = client.bytes(9).unwrap();
-    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-    let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-    (head[3], head[4], stream, client.bytes(length).unwrap())
-}
-
-/// The next frame of this type; SETTINGS and others on the way are passed over.
-fn frame_of(client: &mut Client, kind: u8) -> (u8, u32, Vec<u8>) {
-    loop {
-        let (found, flags, stream, payload) = frame(client);
-        if found == kind {
-            return (flags, stream, payload);
-        }
-    }
-}
-
-fn send_frame(client: &mut Client, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
-    client.send([&head, payload].concat());
-}
-
 #[test]
 fn http2_says_goodbye_in_two_steps_and_takes_what_was_on_its_way() {
-    const HEADERS: u8 = 1;
-    const SETTINGS: u8 = 4;
-    const PING: u8 = 6;
-    const GOAWAY: u8 = 7;
-    const ACK: u8 = 1;
     let clusters = Clusters::new();
     let mut server = Server::start(&Setup::new([all_on_new(&clusters)]).drain("delay: 0s, grace: 20s"));
-    let mut client = server.client();
-    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-    send_frame(&mut client, SETTINGS, 0, 0, b"");
-    frame_of(&mut client, SETTINGS);
-    send_frame(&mut client, SETTINGS, ACK, 0, b"");
+    let mut client = Frames::open(server.client());
 
     server.signal("TERM");
-    let (_, _, first) = frame_of(&mut client, GOAWAY);
-    assert_eq!(first[..8], [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0], "soon, without a fault");
-    let (_, _, ping) = frame_of(&mut client, PING);
+    assert_eq!(
+        client.next_of(frames::GOAWAY).payload[..8],
+        [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0],
+        "soon, without a fault"
+    );
+    let ping = client.next_of(frames::PING).payload;
     // A GET of / that the client sent before it could hear of the end.
     let head = [&[0x82, 0x86, 0x84, 0x01, HOST.len() as u8], HOST.as_bytes()].concat();
-    send_frame(&mut client, HEADERS, 0x5, 1, &head);
-    send_frame(&mut client, PING, ACK, 0, &ping);
+    client.send(frames::HEADERS, frames::END_STREAM | frames::END_HEADERS, 1, &head);
+    client.send(frames::PING, frames::ACK, 0, &ping);
     let (mut seen, mut last) = (false, None);
     while !(seen && last.is_some()) {
-        match frame(&mut client) {
-            (HEADERS, _, 1, payload) => seen = payload[0] == 0x88,
-            (GOAWAY, _, _, payload) => last = Some(payload[..8].to_vec()),
+        let frame = client.next().unwrap();
+        match frame.kind {
+            frames::HEADERS => seen = frame.stream == 1 && frame.status() == 200,
+            frames::GOAWAY => last = Some(frame.payload[..8].to_vec()),
             _ => {}
         }
     }

@@ -293,42 +293,6 @@ fn framing_is_ours_and_bodies_are_not_changed() {
 }
 
 #[test]
-fn trailers_pass_both_ways() {
-    let clusters = Clusters::new();
-    clusters.old.otherwise(Answer::side().trailer("X-Sum", "answer"));
-    let proxy = pinnable(&clusters, "");
-    let mut client = proxy.client();
-
-    client.send(
-        "POST / HTTP/1.1\r\nHost: a.old.test\r\nTE: trailers\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n\
-         2\r\nok\r\n0\r\nX-Sum: request\r\n\r\n",
-    );
-    let response = client.response("POST").unwrap();
-
-    assert_eq!(response.trailers.len(), 1, "{response:?}");
-    assert!(response.trailers[0].0.eq_ignore_ascii_case("x-sum") && response.trailers[0].1 == "answer");
-    let seen = clusters.old.last();
-    assert!(seen.trailers[0].0.eq_ignore_ascii_case("x-sum") && seen.trailers[0].1 == "request", "{seen:?}");
-}
-
-#[test]
-fn bodies_flow_while_they_are_made() {
-    let clusters = Clusters::new();
-    clusters.old.otherwise(Answer::echo());
-    let proxy = pinnable(&clusters, "");
-    let mut client = proxy.client();
-
-    client.send("POST / HTTP/1.1\r\nHost: a.old.test\r\nTransfer-Encoding: chunked\r\n\r\n");
-    assert_eq!(client.head().unwrap().status, 200, "the head comes before the request's body");
-    for _ in 0..3 {
-        client.send("4\r\nping\r\n");
-        assert_eq!(client.bytes(9).unwrap(), b"4\r\nping\r\n", "each piece comes back before the next is sent");
-    }
-    client.send("0\r\n\r\n");
-    assert_eq!(client.bytes(5).unwrap(), b"0\r\n\r\n");
-}
-
-#[test]
 fn large_bodies_cost_no_memory() {
     let scale = Scale::begin();
     let length: u64 = scale.pick(64 << 20, 1 << 30);
@@ -424,20 +388,6 @@ fn an_answer_may_come_before_the_body_was_read() {
     client.send("POST / HTTP/1.1\r\nHost: a.old.test\r\nContent-Length: 1000000\r\n\r\nabc");
 
     assert_eq!(client.response("POST").unwrap().status, 413);
-}
-
-#[test]
-fn expect_100_continue_reaches_the_origin() {
-    let clusters = Clusters::new();
-    let proxy = pinnable(&clusters, "");
-    let mut client = proxy.client();
-
-    client.send("POST / HTTP/1.1\r\nHost: a.old.test\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
-    assert_eq!(client.head().unwrap().status, 100);
-    client.send("ok");
-
-    assert_eq!(client.response("POST").unwrap().status, 200);
-    assert_eq!(clusters.old.last().body, b"ok");
 }
 
 #[test]

@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The lowest first. A module may name its own rank's module only when that is itself.
-const RANKS: [(&str, u8); 15] = [
+const RANKS: [(&str, u8); 16] = [
     ("config", 0),
     ("shutdown", 0),
     ("readiness", 0),
     ("net", 0),
     ("telemetry", 1),
     ("tls", 1),
+    ("manifest", 2),
     ("upstream", 2),
     ("manifest", 2),
     ("routing", 3),

@@ -149,6 +149,32 @@ fn a_hello_may_be_split_anywhere() {
 }
 
 #[test]
+fn a_long_hello_is_read_to_its_end() {
+    let scene = Scene::new();
+    let proxy = Proxy::start(&scene.setup(scene.service().percentage(100)));
+    // Many protocols that nobody has heard of: 50 KiB in four records.
+    let mut config = Arc::unwrap_or_clone(scene.trust(&["http/1.1"]));
+    let unheard = (0..200).map(|number| format!("{number:0250}").into_bytes());
+    config.alpn_protocols.splice(0..0, unheard);
+    let config = Arc::new(config);
+
+    let at_once = |socket: &mut TcpStream, hello: &[u8]| socket.write_all(hello);
+    let in_packets = |socket: &mut TcpStream, hello: &[u8]| {
+        hello.chunks(1_000).try_for_each(|packet| {
+            std::thread::yield_now();
+            socket.write_all(packet)
+        })
+    };
+    for (name, side) in [(HOST, "new"), ("b.old.test", "old")] {
+        let whole = Client::try_tls_from(https(&proxy), "127.0.0.1", name, &config, at_once);
+        let split = Client::try_tls_from(https(&proxy), "127.0.0.1", name, &config, in_packets);
+        for client in [whole, split] {
+            assert_eq!(client.unwrap().get(name, "/").side(), Some(side), "{name}");
+        }
+    }
+}
+
+#[test]
 fn the_clients_address_decides_and_keeps_its_cluster() {
     let scene = Scene::new();
     let service = scene.service().with("migration: {percentage: 50, sticky: {by: [client_ip]}}").with(

@@ -1,5 +1,7 @@
 //! The same promises against programs from other hands: nginx on both sides, curl and h2load as clients.
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::app::Proxy;
@@ -177,6 +179,84 @@ fn twenty_swaps_lose_no_request() {
     tally.assert_all_ok();
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     println!("{} requests over twenty swaps, the slowest took effect after {slowest:?}", tally.total());
+}
+
+/// How curl asks: its flags, the scheme, and what it then says of the version.
+const CURLS: [(&[&str], &str, &str); 4] = [
+    (&["--http1.1"], "http", "1.1"),
+    (&["--http2-prior-knowledge"], "http", "2"),
+    (&["--http1.1"], "https", "1.1"),
+    (&["--http2"], "https", "2"),
+];
+
+#[test]
+fn curl_uploads_downloads_and_resumes_in_every_version() {
+    if !available(&["nginx", "curl"]) {
+        return;
+    }
+    let (one, two) = (Nginx::serving_files(false), Nginx::serving_files(true));
+    let clusters = Clusters::new();
+    let public = Authority::new("old hosts");
+    let services = [
+        clusters.service("one").old_backend(one.address()),
+        clusters.service("two").old_backend(two.address()).with("old: {protocol: h2c}"),
+    ];
+    let proxy = Proxy::start(&Setup::new(services).https(&public.server(&["*.old.test"])));
+    let folder = tempfile::tempdir().unwrap();
+    let (source, copy) = (folder.path().join("source"), folder.path().join("copy"));
+    // Above a megabyte curl asks before it sends (Expect: 100-continue).
+    let content: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
+    fs::write(&source, &content).unwrap();
+
+    for (nginx, host) in [(&one, "one.old.test"), (&two, "two.old.test")] {
+        for (number, (flags, scheme, version)) in CURLS.into_iter().enumerate() {
+            let address = if scheme == "https" { proxy.addresses.https.unwrap() } else { proxy.addresses.http };
+            let case = format!("curl {flags:?} {scheme} to {host}");
+            let resolve = format!("{host}:{}:127.0.0.1", address.port());
+            let url = format!("{scheme}://{host}:{}/file-{number}", address.port());
+            let ca = public.file();
+            let ask = |more: &[&str]| {
+                let said = ["--resolve", &resolve, "--cacert", path(&ca), "-w", "%{http_version} %{http_code}", &url];
+                curl(&[flags, &said[..], more].concat()).expect(0).to_owned()
+            };
+
+            assert_eq!(ask(&["-T", path(&source)]), format!("{version} 201"), "{case}");
+            assert!(fs::read(nginx.files().join(format!("file-{number}"))).unwrap() == content, "{case}: uploaded");
+            assert_eq!(ask(&["-o", path(&copy)]), format!("{version} 200"), "{case}");
+            assert!(fs::read(&copy).unwrap() == content, "{case}: downloaded");
+            fs::write(&copy, &content[..1_234_567]).unwrap();
+            assert_eq!(ask(&["-C", "-", "-o", path(&copy)]), format!("{version} 206"), "{case}");
+            assert!(fs::read(&copy).unwrap() == content, "{case}: resumed");
+            let head = ask(&["-I"]).to_ascii_lowercase();
+            assert!(head.contains("content-length: 3000000\r\n") && head.contains("etag: "), "{case}: {head}");
+            let etag = head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap().trim();
+            let same = ask(&["-H", &format!("If-None-Match: {etag}")]);
+            assert_eq!(same, format!("{version} 304"), "{case}");
+        }
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn h2load_finishes_in_clear() {
+    if !available(&["nginx", "h2load"]) {
+        return;
+    }
+    let peers = Peers::start();
+    let proxy = Proxy::start(&Setup::new([peers.service().percentage(20)]).workers(2));
+    let port = proxy.addresses.http.port();
+
+    for version in [&["--h1"][..], &["-p", "h2c", "-m", "16"]] {
+        let to = format!("127.0.0.1:{port}");
+        let url = format!("http://{HOST}:{port}/");
+        let finished = h2load(&[version, &["-n", "5000", "-c", "4", "--connect-to", &to, &url]].concat());
+        let text = finished.expect(0);
+        assert!(text.contains("5000 succeeded, 0 failed, 0 errored"), "{version:?}: {text}");
+        assert!(text.contains("status codes: 5000 2xx"), "{version:?}: {text}");
+    }
 }
 
 #[test]

@@ -1,9 +1,11 @@
-//! TLS on both sides: certificates that must be refused, certificates by name, protocols, and client certificates.
+//! TLS on both sides: certificates that must be refused, certificates by name, protocols, sessions and key exchange.
 
 use std::fs;
+use std::sync::Arc;
 
-use rustls::ProtocolVersion;
+use rustls::client::Tls12Resumption;
 use rustls::version::{TLS12, TLS13};
+use rustls::{NamedGroup, ProtocolVersion, SupportedProtocolVersion};
 
 use crate::support::app::Proxy;
 use crate::support::certs::Authority;
@@ -56,23 +58,8 @@ fn verification_can_be_switched_off_and_is_shown_then() {
 
     assert_eq!(proxy.get(HOST, "/").side(), Some("new"));
     assert_eq!(proxy.metrics().sum("tls_verify_off", &[("service", "a")]), 1.0);
-}
-
-#[test]
-fn the_new_cluster_may_ask_for_our_certificate() {
-    let clusters = Clusters::new();
-    let clients = Authority::new("clients");
-    let identity = clients.client("migration-proxy");
-    let server = clusters.authority.server(&["*.new.test"]);
-    let new = Origin::tls("new", server.server_config(&[], Some(&clients)));
-    let service = |name| clusters.service(name).new_backend(new.address()).percentage(100);
-    let (cert, key) = (identity.cert.display(), identity.key.display());
-    let with = service("a").new_option(&format!("client_cert: {cert}, client_key: {key}"));
-    let proxy = Proxy::start(&Setup::new([with, service("without")]));
-
-    assert_eq!(proxy.get(HOST, "/").side(), Some("new"));
-    assert_eq!(new.last().client_certificate.as_deref(), Some(identity.leaf().as_ref()));
-    assert_eq!(proxy.get("without.old.test", "/").side(), Some("old"));
+    let told = "a: new.verify is off, its certificates are not checked";
+    assert_eq!(proxy.status()["degraded"], serde_json::json!([told]));
 }
 
 #[test]
@@ -108,6 +95,12 @@ fn a_host_outside_of_the_certificate_is_misdirected() {
     assert_eq!(client.get(HOST, "/").status, 200);
     assert_eq!(client.get("b.old.test", "/").status, 421, "known, but not covered");
     assert_eq!(client.get("unknown.test", "/").status, 404, "covered, but unknown");
+
+    let two = Http2::tls(proxy.addresses.https.unwrap(), HOST, &public.trusting(&["h2"]));
+    for (host, status) in [(HOST, 200), ("b.old.test", 421), ("unknown.test", 404), (HOST, 200)] {
+        assert_eq!(two.get(&format!("https://{host}/")).status, status, "{host} over HTTP/2");
+    }
+    assert_eq!(proxy.metrics().sum("rejected_total", &[("cause", "host")]), 4.0);
 }
 
 #[test]
@@ -189,28 +182,106 @@ fn http2_towards_new_where_it_is_asked_for() {
 }
 
 #[test]
-fn old_versions_and_strangers_are_refused() {
+fn versions_below_the_minimum_are_refused_on_both_sides() {
     let clusters = Clusters::new();
     let public = Authority::new("old hosts");
-    let clients = Authority::new("clients");
-    let known = clients.client("known");
-    let stranger = Authority::new("others").client("stranger");
-    let setup = Setup::new([clusters.service("a")])
-        .https(&public.server(&[HOST]))
-        .listen_tls("min_version: \"1.3\"")
-        .listen_tls(&format!("client_ca: {}", clients.file().display()));
-    let proxy = Proxy::start(&setup);
+    let server = clusters.authority.server(&["*.new.test"]);
+    let origin = |versions: &[&'static SupportedProtocolVersion]| {
+        Origin::tls("new", server.server_config_of(&[], None, versions))
+    };
+    let (older, newer) = (origin(&[&TLS12]), origin(&[&TLS13]));
+
+    for (minimum, refuses_older) in [("1.2", false), ("1.3", true)] {
+        let option = format!("min_version: \"{minimum}\"");
+        let service = |name: &str, origin: &Origin| {
+            clusters.service(name).new_backend(origin.address()).percentage(100).new_option(&option)
+        };
+        let setup = Setup::new([service("a", &older), service("b", &newer)]).https(&public.server(&[HOST]));
+        let proxy = Proxy::start(&setup.listen_tls(&option));
+        let address = proxy.addresses.https.unwrap();
+
+        let shaken = |version| Client::try_tls(address, HOST, &public.client_config(&[], None, &[version]));
+        assert_eq!(shaken(&TLS12).is_err(), refuses_older, "{minimum}");
+        assert_eq!(shaken(&TLS13).unwrap().tls_version(), Some(ProtocolVersion::TLSv1_3));
+        assert_eq!(proxy.get(HOST, "/").side(), Some(if refuses_older { "old" } else { "new" }), "{minimum}");
+        assert_eq!(proxy.get("b.old.test", "/").side(), Some("new"));
+        let refused = proxy.metrics().sum("rejected_total", &[("cause", "tls")]);
+        assert_eq!(refused, f64::from(u8::from(refuses_older)), "{minimum}");
+    }
+}
+
+#[test]
+fn clients_resume_their_sessions() {
+    let clusters = Clusters::new();
+    let public = Authority::new("old hosts");
+    let proxy = Proxy::start(&Setup::new([clusters.service("a")]).https(&public.server(&[HOST])));
     let address = proxy.addresses.https.unwrap();
-    let ask = |identity, versions: &[&'static rustls::SupportedProtocolVersion]| {
-        let mut client = Client::try_tls(address, HOST, &public.client_config(&[], identity, versions)).ok()?;
-        assert_eq!(client.tls_version(), Some(ProtocolVersion::TLSv1_3));
-        client.exchange("GET", HOST, "/", &[], b"").ok().map(|response| response.status)
+
+    for (what, version, by_id) in [("1.3", &TLS13, false), ("1.2, ticket", &TLS12, false), ("1.2, id", &TLS12, true)] {
+        let mut config = Arc::unwrap_or_clone(public.client_config(&["http/1.1"], None, &[version]));
+        if by_id {
+            config.resumption = config.resumption.tls12_resumption(Tls12Resumption::SessionIdOnly);
+        }
+        let config = Arc::new(config);
+        let resumed: Vec<bool> = (0..3)
+            .map(|_| {
+                let mut client = Client::tls(address, HOST, &config);
+                // With the answer comes the ticket of TLS 1.3.
+                assert_eq!(client.get(HOST, "/").status, 200);
+                client.handshake_result().unwrap().is_resumed
+            })
+            .collect();
+        assert_eq!(resumed, [false, true, true], "{what}");
+    }
+}
+
+#[test]
+fn sessions_with_upstreams_are_resumed_and_belong_to_one_name() {
+    let clusters = Clusters::new();
+    let identity = clusters.authority.server(&["*.new.test"]);
+    let with_tickets = |versions: &[&'static SupportedProtocolVersion]| {
+        let mut config = Arc::unwrap_or_clone(identity.server_config_of(&[], None, versions));
+        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
+        Arc::new(config)
     };
 
-    assert_eq!(ask(Some(&known), &[&TLS13]), Some(200));
-    assert_eq!(ask(Some(&known), &[&TLS12]), None, "too old");
-    assert_eq!(ask(None, &[&TLS13]), None, "no certificate");
-    assert_eq!(ask(Some(&stranger), &[&TLS13]), None, "somebody else's certificate");
+    for (what, config) in [
+        ("1.3", identity.server_config_of(&[], None, &[&TLS13])),
+        ("1.3, without state", with_tickets(&[&TLS13])),
+        ("1.2, id", identity.server_config_of(&[], None, &[&TLS12])),
+        ("1.2, ticket", with_tickets(&[&TLS12])),
+    ] {
+        let new = Origin::tls("new", config);
+        new.close_after(1);
+        let service = |name| clusters.service(name).new_backend(new.address()).percentage(100);
+        let proxy = Proxy::start(&Setup::new([service("a"), service("b")]));
+
+        let resumed: Vec<bool> = [HOST, HOST, HOST, "b.old.test", "b.old.test"]
+            .map(|host| {
+                assert_eq!(proxy.get(host, "/").side(), Some("new"), "{what}");
+                new.last().handshake.unwrap().is_resumed
+            })
+            .into();
+
+        assert_eq!(resumed, [false, true, true, false, true], "{what}");
+    }
+}
+
+#[test]
+fn keys_are_exchanged_safe_from_quantum_computers_where_the_peer_can() {
+    let clusters = Clusters::new();
+    let public = Authority::new("old hosts");
+    let setup = Setup::new([clusters.service("a").percentage(100)]).https(&public.server(&[HOST]));
+    let proxy = Proxy::start(&setup);
+    let address = proxy.addresses.https.unwrap();
+
+    let mut client = Client::tls(address, HOST, &public.trusting(&["http/1.1"]));
+    assert_eq!(client.get(HOST, "/").side(), Some("new"));
+
+    assert_eq!(client.handshake_result().unwrap().group, Some(NamedGroup::X25519MLKEM768));
+    assert_eq!(clusters.new.last().handshake.unwrap().group, Some(NamedGroup::X25519MLKEM768));
+    let classical = Client::tls(address, HOST, &public.client_config(&[], None, &[&TLS12]));
+    assert_eq!(classical.handshake_result().unwrap().group, Some(NamedGroup::X25519), "others are served too");
 }
 
 #[test]
@@ -235,17 +306,40 @@ fn a_renewed_certificate_is_shown_without_closing_anything() {
 }
 
 #[test]
-fn plain_bytes_on_the_tls_port_and_silence_end_soon() {
+fn handshakes_that_come_to_nothing_are_counted_and_harm_nobody() {
     let clusters = Clusters::new();
     let public = Authority::new("old hosts");
     let setup =
-        Setup::new([clusters.service("a")]).https(&public.server(&[HOST])).listen("timeouts: {tls_handshake: 200ms}");
+        Setup::new([clusters.service("a")]).https(&public.server(&[HOST])).listen("timeouts: {tls_handshake: 500ms}");
     let proxy = Proxy::start(&setup);
     let address = proxy.addresses.https.unwrap();
+    let mut kept = Client::tls(address, HOST, &public.trusting(&[]));
+    let count = |cause| proxy.metrics().sum("rejected_total", &[("cause", cause)]);
 
-    let mut plain = Client::plain(address);
-    plain.send("GET / HTTP/1.1\r\nHost: a.old.test\r\n\r\n");
-    assert!(plain.rest().is_ok_and(|bytes| !bytes.starts_with(b"HTTP/1.1 200")), "an alert at most");
-    assert!(Client::plain(address).is_closed_within(PATIENCE));
+    let garbage: [&[u8]; 6] = [
+        b"GET / HTTP/1.1\r\nHost: a.old.test\r\n\r\n",
+        b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00",
+        b"\x16\x03\x01\xff\xff\x01\x00\xff\xff",
+        b"\x15\x03\x01\x00\x02\x02\x28",
+        b"\x80\x2e\x01\x00\x02\x00\x15\x00\x00\x00\x10",
+        &[0; 1024],
+    ];
+    for bytes in garbage {
+        let mut client = Client::plain(address);
+        client.send(bytes);
+        let answer = client.rest().unwrap_or_default();
+        assert!(answer.is_empty() || answer[0] == 21, "an alert at most: {answer:?}");
+    }
+    eventually(PATIENCE, "each is counted", || count("tls") == garbage.len() as f64);
+
+    let mut half = Client::plain(address);
+    half.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc");
+    assert!(half.is_closed_within(PATIENCE));
+    eventually(PATIENCE, "it was too slow", || count("timeout") == 1.0);
+    assert!(Client::plain(address).is_closed_within(PATIENCE), "silence ends too");
+    drop(Client::plain(address));
+
+    assert_eq!(kept.get(HOST, "/").status, 200);
     assert_eq!(Client::tls(address, HOST, &public.trusting(&[])).get(HOST, "/").status, 200);
+    assert_eq!((count("tls"), count("timeout")), (garbage.len() as f64, 1.0), "who says nothing is not counted");
 }

@@ -21,8 +21,8 @@ pub struct Proxy {
     directory: TempDir,
 }
 
-fn start(config: PathBuf, names: Sources) -> Result<App, StartError> {
-    App::start(Options { config, environment: BTreeMap::new(), names, heeds_signals: false })
+fn start(config: PathBuf, names: Sources, environment: BTreeMap<String, String>) -> Result<App, StartError> {
+    App::start(Options { config, environment, names, heeds_signals: false })
 }
 
 impl Proxy {
@@ -32,7 +32,7 @@ impl Proxy {
         let directory = TempDir::new().unwrap();
         let text = setup.text(directory.path(), Ports::ANY);
         let file = ConfigFile::kubelet(&directory.path().join("config"), &text);
-        Self::over(directory, file, &text, setup.names())
+        Self::over(directory, file, &text, setup)
     }
 
     /// The same from an ordinary file instead of a ConfigMap volume.
@@ -41,12 +41,13 @@ impl Proxy {
         let directory = TempDir::new().unwrap();
         let text = setup.text(directory.path(), Ports::ANY);
         let file = ConfigFile::plain(&directory.path().join("config"), &text);
-        Self::over(directory, file, &text, setup.names())
+        Self::over(directory, file, &text, setup)
     }
 
     #[track_caller]
-    fn over(directory: TempDir, file: ConfigFile, text: &str, names: Sources) -> Self {
-        let app = start(file.path(), names).unwrap_or_else(|error| panic!("the proxy does not start: {error}\n{text}"));
+    fn over(directory: TempDir, file: ConfigFile, text: &str, setup: &Setup) -> Self {
+        let app = start(file.path(), setup.names(), setup.variables(directory.path()));
+        let app = app.unwrap_or_else(|error| panic!("the proxy does not start: {error}\n{text}"));
         let addresses = Addresses {
             http: app.addresses.http[0],
             https: app.addresses.https.first().copied(),

@@ -3,8 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -36,6 +39,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         let directory = TempDir::new().unwrap();
@@ -51,6 +55,16 @@ impl Authority {
     /// A server certificate for these names (addresses allowed).
     pub fn server(&self, names: &[&str]) -> Identity {
         self.issue(names, |_| {})
+    }
+
+    /// A server certificate as public authorities sign them: good for ninety days.
+    pub fn server_for_ninety_days(&self, names: &[&str]) -> Identity {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let now = SystemTime::now();
+        self.issue(names, |params| {
+            params.not_before = (now - HOUR).into();
+            params.not_after = (now + 90 * 24 * HOUR).into();
+        })
     }
 
     /// A server certificate whose time is over.
@@ -76,6 +90,7 @@ impl Authority {
         let mut params = CertificateParams::new(names.clone()).unwrap();
         params.distinguished_name.push(DnType::CommonName, names[0].as_str());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
         adjust(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -134,9 +149,18 @@ impl Identity {
 
     /// A server that shows this certificate, and asks for one of `client_authority` when given.
     pub fn server_config(&self, alpn: &[&str], client_authority: Option<&Authority>) -> Arc<ServerConfig> {
+        self.server_config_of(alpn, client_authority, rustls::ALL_VERSIONS)
+    }
+
+    /// The same with other protocol versions.
+    pub fn server_config_of(
+        &self,
+        alpn: &[&str],
+        client_authority: Option<&Authority>,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ServerConfig> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder =
-            ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(rustls::ALL_VERSIONS).unwrap();
+        let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions).unwrap();
         let builder = match client_authority {
             Some(authority) => builder.with_client_cert_verifier(
                 WebPkiClientVerifier::builder_with_provider(authority.roots(), provider).build().unwrap(),

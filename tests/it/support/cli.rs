@@ -1,5 +1,6 @@
 //! The product as a program: one command to its end, or a server with signals.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
@@ -68,12 +69,18 @@ pub fn run(arguments: &[&str]) -> Finished {
 
 /// Runs a command to its end, its output kept in files so that no pipe can fill up.
 #[track_caller]
-pub fn finish(mut command: Command) -> Finished {
+pub fn finish(command: Command) -> Finished {
+    finish_within(command, LIMIT)
+}
+
+/// The same for one that may take longer.
+#[track_caller]
+pub fn finish_within(mut command: Command, limit: Duration) -> Finished {
     let directory = TempDir::new().unwrap();
     let (out, err) = (directory.path().join("out"), directory.path().join("err"));
     let mut child =
         command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap()).spawn().expect("it can be run");
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, limit);
     let text = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
     let finished = Finished { code: status.and_then(|status| status.code()), stdout: text(&out), stderr: text(&err) };
     assert!(status.is_some(), "{command:?} does not end: {finished:#?}");
@@ -101,6 +108,12 @@ pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
+/// The same for several, no two of them equal.
+fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    let listeners = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    listeners.each_ref().map(|listener| listener.local_addr().unwrap().port())
+}
+
 #[track_caller]
 fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status().unwrap();
@@ -108,11 +121,12 @@ fn signal(child: &Child, name: &str) {
 }
 
 #[track_caller]
-fn serve(file: &ConfigFile, directory: &TempDir) -> Child {
+fn serve(file: &ConfigFile, directory: &TempDir, environment: &BTreeMap<String, String>) -> Child {
     let output = |name| File::create(directory.path().join(name)).unwrap();
     program()
         .args(["run", "-c"])
         .arg(file.path())
+        .envs(environment)
         .stdout(output("stdout"))
         .stderr(output("stderr"))
         .spawn()
@@ -184,6 +198,7 @@ pub struct Server {
     /// Its configuration, a ConfigMap volume.
     pub file: ConfigFile,
     ports: Ports,
+    environment: BTreeMap<String, String>,
     child: Child,
     directory: TempDir,
 }
@@ -193,9 +208,11 @@ impl Server {
     #[track_caller]
     pub fn start(setup: &Setup) -> Self {
         let directory = TempDir::new().unwrap();
-        let ports = Ports { http: free_port(), https: free_port(), admin: free_port() };
+        let [http, https, admin] = free_ports();
+        let ports = Ports { http, https, admin };
         let file = ConfigFile::kubelet(&directory.path().join("config"), &setup.text(directory.path(), ports));
-        let child = serve(&file, &directory);
+        let environment = setup.variables(directory.path());
+        let child = serve(&file, &directory, &environment);
         let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let addresses = Addresses {
             http: at(ports.http),
@@ -203,7 +220,7 @@ impl Server {
             admin: at(ports.admin),
         };
         let reach = Reach { addresses, directory: directory.path().to_owned() };
-        let mut server = Self { reach, file, ports, child, directory };
+        let mut server = Self { reach, file, ports, environment, child, directory };
         server.wait_until_ready();
         server
     }
@@ -266,8 +283,28 @@ impl Server {
     pub fn kill_and_restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = serve(&self.file, &self.directory);
+        self.child = serve(&self.file, &self.directory, &self.environment);
         self.wait_until_ready();
+    }
+
+    /// The same without waiting until it is ready, only until it answers.
+    #[track_caller]
+    pub fn kill_and_restart_unready(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = serve(&self.file, &self.directory, &self.environment);
+        let admin = self.addresses.admin;
+        eventually(PATIENCE, "the admin port answers", || Client::try_plain(admin, None).is_ok());
+    }
+
+    /// A start that is to fail, with what it says.
+    #[track_caller]
+    pub fn start_and_fail(setup: &Setup) -> Finished {
+        let directory = TempDir::new().unwrap();
+        let file = ConfigFile::kubelet(&directory.path().join("config"), &setup.text(directory.path(), Ports::ANY));
+        let mut command = program();
+        command.args(["run", "-c"]).arg(file.path()).envs(setup.variables(directory.path()));
+        finish(command)
     }
 
     /// The same, when the start is to fail; gives the exit code.
@@ -275,7 +312,7 @@ impl Server {
     pub fn kill_and_fail(&mut self) -> Option<i32> {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = serve(&self.file, &self.directory);
+        self.child = serve(&self.file, &self.directory, &self.environment);
         self.exit_code()
     }
 

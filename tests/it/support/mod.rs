@@ -9,12 +9,18 @@ pub mod certs;
 pub mod cli;
 pub mod client;
 pub mod dns;
+pub mod grpc;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod origin;
 pub mod peers;
+
 pub mod reach;
+pub mod recorder;
 pub mod scale;
 pub mod setup;
 mod stream;
+pub mod websocket;
 
 use std::time::{Duration, Instant};
 

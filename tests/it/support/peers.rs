@@ -4,6 +4,7 @@ use std::env;
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -70,6 +71,28 @@ impl Nginx {
                  location = /redirect {{ return 302 https://{host}/there; }} }}"
             )
         })
+    }
+
+    /// Serves the files of [`Nginx::files`], and takes new ones by PUT; in clear, by HTTP/2 alone or HTTP/1.1 alone.
+    #[track_caller]
+    pub fn serving_files(is_http2: bool) -> Self {
+        let nginx = Self::start(|port, here| {
+            let version = if is_http2 { " http2" } else { "" };
+            format!(
+                "server {{ listen 127.0.0.1:{port}{version}; root {}/files; client_max_body_size 0; \
+                 location / {{ dav_methods PUT; }} }}",
+                here.display()
+            )
+        });
+        fs::create_dir(nginx.files()).unwrap();
+        // With its processes in one, nginx works as whoever started it, and root's temporary folders are root's alone.
+        fs::set_permissions(nginx.files(), fs::Permissions::from_mode(0o777)).unwrap();
+        nginx
+    }
+
+    /// Where its files lie.
+    pub fn files(&self) -> PathBuf {
+        self.directory.path().join("files")
     }
 
     /// In between: passes everything on to this address over kept connections, as an Ingress does.

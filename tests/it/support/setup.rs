@@ -1,8 +1,9 @@
 //! The two clusters of a test, the configuration that joins them, and its file as the kubelet or an editor writes it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -135,9 +136,13 @@ pub struct Setup {
     top: Vec<String>,
     reload: Vec<String>,
     drain: String,
+    state: String,
+    admin: Option<SocketAddr>,
     workers: usize,
     https: bool,
     names: Sources,
+    environment: BTreeMap<String, String>,
+    is_alike: bool,
 }
 
 /// Where the proxy of a test listens; port 0 lets the system choose.
@@ -168,9 +173,13 @@ impl Setup {
             top: Vec::new(),
             reload: Vec::new(),
             drain: "delay: 0s, grace: 5s".to_owned(),
+            state: "backend: file".to_owned(),
+            admin: None,
             workers: 1,
             https: false,
             names: Sources::default(),
+            environment: BTreeMap::new(),
+            is_alike: false,
         }
     }
 
@@ -217,6 +226,40 @@ impl Setup {
         self
     }
 
+    /// Other keys of `state`, as YAML.
+    pub fn state(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.state);
+        self
+    }
+
+    /// A place of the test's choice for the admin port.
+    pub fn admin(mut self, address: SocketAddr) -> Self {
+        self.admin = Some(address);
+        self
+    }
+
+    /// More variables in the environment of the proxy.
+    pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.environment.extend(variables);
+        self
+    }
+
+    /// The same text for every replica: what is each one's own comes from its environment.
+    pub fn alike(mut self) -> Self {
+        self.is_alike = true;
+        self
+    }
+
+    /// The environment of a proxy in this directory.
+    pub(super) fn variables(&self, directory: &Path) -> BTreeMap<String, String> {
+        let mut variables = self.environment.clone();
+        if self.is_alike {
+            variables.insert("HERE".to_owned(), directory.display().to_string());
+            variables.extend(self.admin.map(|admin| ("ADMIN".to_owned(), admin.to_string())));
+        }
+        variables
+    }
+
     /// Another number of data workers.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
@@ -239,7 +282,7 @@ impl Setup {
 
     /// The file's text.
     pub fn text(&self, directory: &Path, ports: Ports) -> String {
-        let here = directory.display();
+        let here = if self.is_alike { "${HERE}".to_owned() } else { directory.display().to_string() };
         let mut text = format!("workers: {}\nlisten:\n  http: [\"127.0.0.1:{}\"]\n", self.workers, ports.http);
         if self.https {
             writeln!(text, "  https: [\"127.0.0.1:{}\"]\n  tls:\n    certificates:", ports.https).unwrap();
@@ -251,7 +294,9 @@ impl Setup {
                 writeln!(text, "    {line}").unwrap();
             }
         }
-        writeln!(text, "  admin: \"127.0.0.1:{}\"", ports.admin).unwrap();
+        let admin = self.admin.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.admin)));
+        let admin = if self.is_alike { "${ADMIN}".to_owned() } else { admin.to_string() };
+        writeln!(text, "  admin: \"{admin}\"").unwrap();
         for line in &self.listen {
             writeln!(text, "  {line}").unwrap();
         }
@@ -260,7 +305,8 @@ impl Setup {
             writeln!(text, "  {line}").unwrap();
         }
         let more: String = self.reload.iter().map(|line| format!(", {line}")).collect();
-        writeln!(text, "reload: {{poll: 500ms, state_dir: {here}/state{more}}}\nstate: {{backend: file}}").unwrap();
+        writeln!(text, "reload: {{poll: 500ms, state_dir: \"{here}/state\"{more}}}\nstate: {{{}}}", self.state)
+            .unwrap();
         writeln!(text, "drain: {{{}}}", self.drain).unwrap();
         for line in &self.top {
             writeln!(text, "{line}").unwrap();

@@ -1,12 +1,17 @@
 //! An HTTP/2 client over hyper, driven by the calling thread.
 
+use std::convert::Infallible;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
+use http_body::{Body, Frame};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -15,6 +20,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_rustls::TlsConnector;
 
 use super::super::PATIENCE;
@@ -23,7 +29,27 @@ use super::Response;
 /// One HTTP/2 connection.
 pub struct Http2 {
     runtime: Runtime,
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<UnsyncBoxBody<Bytes, Infallible>>,
+}
+
+/// A request body without a length, which the test makes frame by frame. It ends when its other end is dropped.
+pub struct Upload(UnboundedReceiver<Frame<Bytes>>);
+
+impl Upload {
+    /// The body and its other end.
+    pub fn channel() -> (UnboundedSender<Frame<Bytes>>, Self) {
+        let (sender, receiver) = unbounded_channel();
+        (sender, Self(receiver))
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.get_mut().0.poll_recv(context).map(|frame| frame.map(Ok))
+    }
 }
 
 impl Http2 {
@@ -87,7 +113,10 @@ impl Http2 {
         self.runtime.block_on(async {
             let started: Vec<_> = requests
                 .into_iter()
-                .map(|request| tokio::spawn(tokio::time::timeout(PATIENCE, one(self.sender.clone(), request))))
+                .map(|request| {
+                    let whole = one(self.sender.clone(), request.map(|body| Full::new(body).boxed_unsync()), |_| true);
+                    tokio::spawn(tokio::time::timeout(PATIENCE, whole))
+                })
                 .collect();
             let mut results = Vec::with_capacity(started.len());
             for task in started {
@@ -97,11 +126,21 @@ impl Http2 {
         })
     }
 
+    /// One exchange whose request has no length; `piece` sees the response's body as it comes, and ends the exchange by
+    /// `false`.
+    pub fn stream(&self, request: Request<Upload>, piece: impl FnMut(&[u8]) -> bool) -> Result<Response, String> {
+        let whole = one(self.sender.clone(), request.map(BodyExt::boxed_unsync), piece);
+        self.runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, whole).await })
+            .unwrap_or_else(|_| Err("timeout".to_owned()))
+    }
+
     /// Sends a request and leaves it, by a reset of its stream, as soon as `condition` holds.
     #[track_caller]
     pub fn leave(&self, request: Request<Bytes>, condition: impl Fn() -> bool) {
         let wait = async {
-            let task = tokio::spawn(one(self.sender.clone(), request));
+            let request = request.map(|body| Full::new(body).boxed_unsync());
+            let task = tokio::spawn(one(self.sender.clone(), request, |_| true));
             let poll = async {
                 while !condition() {
                     tokio::time::sleep(Duration::from_millis(2)).await;
@@ -119,10 +158,14 @@ impl Http2 {
     }
 }
 
-async fn one(mut sender: SendRequest<Full<Bytes>>, request: Request<Bytes>) -> Result<Response, String> {
+async fn one(
+    mut sender: SendRequest<UnsyncBoxBody<Bytes, Infallible>>,
+    request: Request<UnsyncBoxBody<Bytes, Infallible>>,
+    mut piece: impl FnMut(&[u8]) -> bool,
+) -> Result<Response, String> {
     let text = |error: hyper::Error| format!("{error:?}");
     sender.ready().await.map_err(text)?;
-    let (head, mut body) = sender.send_request(request.map(Full::new)).await.map_err(text)?.into_parts();
+    let (head, mut body) = sender.send_request(request).await.map_err(text)?.into_parts();
     let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
     let fields = |map: &http::HeaderMap| {
         map.iter().map(|(name, value)| (name.to_string(), latin1(value.as_bytes()))).collect::<Vec<(String, String)>>()
@@ -135,7 +178,12 @@ async fn one(mut sender: SendRequest<Full<Bytes>>, request: Request<Bytes>) -> R
     };
     while let Some(frame) = body.frame().await {
         match frame.map_err(text)?.into_data() {
-            Ok(bytes) => response.body.extend_from_slice(&bytes),
+            Ok(bytes) => {
+                response.body.extend_from_slice(&bytes);
+                if !bytes.is_empty() && !piece(&bytes) {
+                    break;
+                }
+            }
             Err(frame) => response.trailers.extend(frame.trailers_ref().map(fields).unwrap_or_default()),
         }
     }

@@ -1,10 +1,11 @@
 //! Blocking clients: exact bytes out, strict parsing in.
 
+pub mod frames;
 mod http2;
 mod load;
 mod paced;
 
-pub use http2::Http2;
+pub use http2::{Http2, Upload};
 pub use load::{Load, Tally};
 pub use paced::{Call, Paced, Pacing, Record};
 
@@ -19,6 +20,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::PATIENCE;
+use super::origin::Handshake;
 
 const PIECE: usize = 64 * 1024;
 
@@ -230,6 +232,12 @@ impl Client {
     pub fn tls_version(&self) -> Option<rustls::ProtocolVersion> {
         let Wire::Tls(stream) = &self.wire else { return None };
         stream.conn.protocol_version()
+    }
+
+    /// What the handshake came to.
+    pub fn handshake_result(&self) -> Option<Handshake> {
+        let Wire::Tls(stream) = &self.wire else { return None };
+        Handshake::of(&stream.conn)
     }
 
     /// The certificate that the server showed.

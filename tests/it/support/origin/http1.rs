@@ -74,6 +74,7 @@ async fn exchange(wire: &mut Wire, facts: &Facts, shared: &Arc<Shared>) -> io::R
         peer: facts.peer,
         sni: facts.sni.clone(),
         client_certificate: facts.client_certificate.clone(),
+        handshake: facts.handshake,
     };
     let (place, answer) = shared.arrived(recorded);
     let mut incoming = Incoming { rest: &mut rest, place, shared };
@@ -182,7 +183,8 @@ fn final_fields(response: &Response, length: Option<u64>, side: &str) -> Fields 
             (Framing::UntilClose, _) | (Framing::Length, None) => {}
         }
     }
-    if !response.trailers.is_empty() {
+    let is_announced = fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("trailer"));
+    if !response.trailers.is_empty() && !is_announced {
         let names: Vec<&str> = response.trailers.iter().map(|(name, _)| name.as_str()).collect();
         fields.push(("Trailer".into(), names.join(", ")));
     }

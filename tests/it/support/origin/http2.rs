@@ -57,6 +57,7 @@ async fn exchange(
     cut: CancellationToken,
 ) -> io::Result<HttpResponse<Piped>> {
     let (place, answer) = shared.arrived(recorded(&request, facts));
+    let is_head = request.method() == http::Method::HEAD;
     let mut incoming = request.into_body();
     if answer.kind.waits_for_body() {
         while piece(&mut incoming, place, &shared).await?.is_some() {}
@@ -78,10 +79,16 @@ async fn exchange(
     *head.status_mut() = http::StatusCode::from_u16(response.status).map_err(io::Error::other)?;
     *head.headers_mut() = header_map(&response.headers)?;
     head.headers_mut().insert("x-side", shared.side().parse().map_err(io::Error::other)?);
+    if is_head || matches!(response.status, 204 | 304) {
+        return Ok(head);
+    }
     tokio::spawn(async move {
-        if let Err(error) = send_body(&response, incoming, place, &shared, &sender, &cut).await {
+        if let Err(error) = send_body(&response, &mut incoming, place, &shared, &sender, &cut).await {
             let _ = sender.send(Err(error)).await;
         }
+        // The response is complete now, whatever is still to come of the request.
+        drop(sender);
+        while let Ok(Some(_)) = piece(&mut incoming, place, &shared).await {}
     });
     Ok(head)
 }
@@ -108,6 +115,7 @@ fn recorded(request: &Request<Incoming>, facts: Facts) -> Recorded {
         peer: facts.peer,
         sni: facts.sni,
         client_certificate: facts.client_certificate,
+        handshake: facts.handshake,
     }
 }
 
@@ -120,7 +128,8 @@ fn header_map(fields: &Fields) -> io::Result<HeaderMap> {
     let mut map = HeaderMap::new();
     for (name, value) in fields {
         let name: http::HeaderName = name.parse().map_err(io::Error::other)?;
-        map.append(name, value.parse().map_err(io::Error::other)?);
+        let latin1: Vec<u8> = value.chars().map(|letter| letter as u8).collect();
+        map.append(name, http::HeaderValue::from_bytes(&latin1).map_err(io::Error::other)?);
     }
     Ok(map)
 }
@@ -143,7 +152,7 @@ async fn piece(incoming: &mut Incoming, place: Place, shared: &Shared) -> io::Re
 
 async fn send_body(
     response: &Response,
-    mut incoming: Incoming,
+    incoming: &mut Incoming,
     place: Place,
     shared: &Shared,
     sender: &mpsc::Sender<io::Result<Frame<Bytes>>>,
@@ -170,7 +179,7 @@ async fn send_body(
             Body::Bytes(bytes) => bytes.slice((sent as usize)..bytes.len().min((sent + room) as usize)),
             Body::Side => side.slice((sent as usize)..side.len().min(sent.saturating_add(room) as usize)),
             Body::Pattern(length) => pattern(sent, room.min(length - sent)),
-            Body::Echo => piece(&mut incoming, place, shared).await?.unwrap_or_default(),
+            Body::Echo => piece(incoming, place, shared).await?.unwrap_or_default(),
         };
         if next.is_empty() {
             break;
@@ -185,6 +194,5 @@ async fn send_body(
         let trailers = Frame::trailers(header_map(&response.trailers)?);
         sender.send(Ok(trailers)).await.map_err(|_| gone())?;
     }
-    while piece(&mut incoming, place, shared).await?.is_some() {}
     Ok(())
 }

@@ -10,7 +10,7 @@ mod record;
 
 pub use answer::{Answer, End, Gate};
 pub use blackhole::Blackhole;
-pub use record::{Recorded, pattern};
+pub use record::{Handshake, Recorded, pattern};
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -302,7 +302,7 @@ async fn connection(
         OnAccept::Close => return,
         OnAccept::Hang => return std::future::pending().await,
     }
-    let mut facts = Facts { peer, sni: None, client_certificate: None };
+    let mut facts = Facts { peer, sni: None, client_certificate: None, handshake: None };
     let other = shared.state().identity.clone().map(TlsAcceptor::from);
     let Some(tls) = tls.map(|tls| other.unwrap_or(tls)) else {
         let stream = Stream::Plain(socket);
@@ -317,6 +317,7 @@ async fn connection(
             let session = stream.get_ref().1;
             facts.sni = session.server_name().map(str::to_owned);
             facts.client_certificate = session.peer_certificates().map(|chain| chain[0].to_vec());
+            facts.handshake = Handshake::of(session);
             let is_http2 = session.alpn_protocol() == Some(b"h2");
             let stream = Stream::Tls(Box::new(stream));
             if is_http2 {

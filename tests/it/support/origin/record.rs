@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng};
-use rustls::ServerConfig;
+use rustls::crypto::SupportedKxGroup;
+use rustls::{CommonState, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig};
 use tokio::sync::Semaphore;
 
 use super::OnAccept;
@@ -38,6 +39,29 @@ pub(super) struct Facts {
     pub peer: SocketAddr,
     pub sni: Option<String>,
     pub client_certificate: Option<Vec<u8>>,
+    pub handshake: Option<Handshake>,
+}
+
+/// What a TLS handshake came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    /// The version.
+    pub version: ProtocolVersion,
+    /// The key exchange; under TLS 1.2 a resumed session has none.
+    pub group: Option<NamedGroup>,
+    /// An earlier session went on.
+    pub is_resumed: bool,
+}
+
+impl Handshake {
+    /// Of a session whose handshake is over.
+    pub fn of(session: &CommonState) -> Option<Self> {
+        Some(Self {
+            version: session.protocol_version()?,
+            group: session.negotiated_key_exchange_group().map(SupportedKxGroup::name),
+            is_resumed: session.handshake_kind()? == HandshakeKind::Resumed,
+        })
+    }
 }
 
 /// One request as it arrived.
@@ -67,6 +91,8 @@ pub struct Recorded {
     pub sni: Option<String>,
     /// The client's certificate as DER.
     pub client_certificate: Option<Vec<u8>>,
+    /// The handshake of its connection.
+    pub handshake: Option<Handshake>,
 }
 
 impl Recorded {

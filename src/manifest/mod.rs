@@ -1,0 +1,3 @@
+//! Kubernetes manifests of a configuration, and configurations of Kubernetes manifests.
+
+pub mod generate;
