@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use http::StatusCode;
 use jiff::Timestamp;
@@ -17,6 +18,9 @@ use crate::telemetry::difference::Difference;
 
 /// More changes are counted instead of listed.
 const MOST_CHANGES: usize = 100;
+
+/// A large file takes a while.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// More hosts are counted instead of listed.
 const MOST_HOSTS: usize = 10;
@@ -57,7 +61,7 @@ impl Against {
     ///
     /// Nothing came back, or the proxy would not take the file.
     pub fn ask(url: &AdminUrl, token_file: Option<&Path>, text: &Text) -> Result<Self, Failure> {
-        let client = Client::with_token_file(url.clone(), token_file)?;
+        let client = Client::with_token_file(url.clone(), token_file)?.patient_for(PATIENCE);
         let answer = client.send_file("/api/v1/check", text.content.clone())?;
         match answer.status {
             StatusCode::OK => serde_json::from_slice(&answer.body)

@@ -53,7 +53,7 @@ impl ChangeArguments {
             body.insert("reason".to_owned(), json!(reason));
         }
         let query = if self.this_replica { "?this_replica=true" } else { "" };
-        let answer = client.change(method, &format!("{target}{query}"), &Value::Object(body), exit)?;
+        let answer = client.change_or(method, &format!("{target}{query}"), &Value::Object(body), exit)?;
         Ok(Outcome { answer, client, as_json: self.json })
     }
 }

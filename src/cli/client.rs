@@ -25,8 +25,6 @@ pub const DEFAULT_ADMIN: &str = "http://127.0.0.1:8080";
 
 /// Connecting, sending and reading, together.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The same where the other end has a whole file to look at.
-const FILE_PATIENCE: Duration = Duration::from_secs(30);
 /// The status of 10 000 services is 15 MiB.
 const LARGEST_BODY: usize = 64 << 20;
 /// An error text longer than this is no error text of ours.
@@ -144,35 +142,34 @@ impl Client {
     /// Nothing came back in time.
     pub fn send(&self, method: Method, target: &str, body: Option<&serde_json::Value>) -> Result<Answer, Failure> {
         let content = body.map(|body| ("application/json", body.to_string()));
-        self.send_within(self.patience, method, target, content)
+        self.send_content(method, target, content)
     }
 
-    /// The answer to a file, which may take a while.
+    /// The answer to a file.
     ///
     /// # Errors
     ///
     /// Nothing came back in time.
     pub fn send_file(&self, target: &str, text: String) -> Result<Answer, Failure> {
-        self.send_within(FILE_PATIENCE, Method::POST, target, Some(("application/yaml", text)))
+        self.send_content(Method::POST, target, Some(("application/yaml", text)))
     }
 
-    fn send_within(
+    fn send_content(
         &self,
-        patience: Duration,
         method: Method,
         target: &str,
         content: Option<(&'static str, String)>,
     ) -> Result<Answer, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
-        let asked = async { tokio::time::timeout(patience, self.ask(method, target, content)).await };
+        let asked = async { tokio::time::timeout(self.patience, self.ask(method, target, content)).await };
         let answer = runtime.block_on(asked);
         // A name that does not resolve would keep us waiting for a thread that nobody needs any more.
         runtime.shutdown_background();
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.unreachable(&error)),
-            Err(_) => Err(self.unreachable(&format!("no answer within {} s", patience.as_secs()))),
+            Err(_) => Err(self.unreachable(&format!("no answer within {} s", self.patience.as_secs()))),
         }
     }
 
@@ -227,12 +224,21 @@ impl Client {
         exchange(stream, request).await
     }
 
-    /// Asks for a change, and tells what became of it; some statuses may have exit codes of their own.
+    /// Asks for a change, and tells what became of it.
     ///
     /// # Errors
     ///
     /// It was not made; the exit code says why.
-    pub fn change(
+    pub fn change(&self, method: Method, target: &str, body: &serde_json::Value) -> Result<serde_json::Value, Failure> {
+        self.change_or(method, target, body, |_| None)
+    }
+
+    /// The same where some statuses have exit codes of their own.
+    ///
+    /// # Errors
+    ///
+    /// It was not made; the exit code says why.
+    pub fn change_or(
         &self,
         method: Method,
         target: &str,

@@ -125,7 +125,7 @@ fn live(client: &Client, service: Option<&str>) -> Result<Vec<Finding>, Failure>
 }
 
 fn ask(client: &Client, question: &Value) -> Result<Vec<Finding>, Failure> {
-    let answer = client.change(Method::POST, "/api/v1/doctor", question, |_| None)?;
+    let answer = client.change(Method::POST, "/api/v1/doctor", question)?;
     let answer: Result<Answer, _> = serde_json::from_value(answer);
     answer
         .map(|answer| answer.checks)

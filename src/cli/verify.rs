@@ -60,7 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
             .collect();
         let question = json!({"path": path, "method": arguments.method.as_str(), "headers": headers});
-        let answer = client.change(Method::POST, &target, &question, |_| None)?;
+        let answer = client.change(Method::POST, &target, &question)?;
         let verdict: Verdict = serde_json::from_value(answer)
             .map_err(|error| Failure::new(Exit::Failed, format!("the proxy is of another version: {error}")))?;
         if !arguments.json {

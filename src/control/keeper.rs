@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::shared::{Opening, Remote, Shared, Store};
-use super::state::{self, Change, Declared, Entry, Mark, Refusal, State};
+use super::state::{Change, Declared, Entry, Mark, Refusal, State};
 use super::state_file::{self, StateFile};
 use super::status::{Status, Trouble};
 use crate::config::Config;
@@ -51,7 +51,6 @@ pub(super) struct Inner {
     /// What is known of what replicas share, when they do; the file is a copy then.
     pub(super) shared: Option<Shared>,
     pub(super) copied: u64,
-    pub(super) copied_at: Option<Instant>,
 }
 
 /// What a change led to.
@@ -107,7 +106,6 @@ impl Keeper {
             stored: 0,
             shared,
             copied: 0,
-            copied_at: None,
         };
         let (turn, changed) = (tokio::sync::Mutex::default(), Notify::new());
         let keeper = Arc::new(Self { file, remote, live, telemetry, status, turn, inner: Mutex::new(inner), changed });
@@ -179,7 +177,7 @@ impl Keeper {
             self.changed.notify_one();
             let unstored = self.store(&next).await.err();
             if let Some(error) = &unstored
-                && entries.iter().any(state::adds_to_new)
+                && entries.iter().any(Entry::adds_to_new)
             {
                 return Err(ChangeError::Unstored(error.clone()));
             }

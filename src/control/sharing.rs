@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use super::keeper::{AGAIN, Applied, ChangeError, EXPIRY, Inner, Keeper, Request, UNKNOWN, tell_expired};
 use super::merge::{self, Lost, Merged};
 use super::shared::{self, Content, Found, Learnt, PATIENCE, Remote, RemoteError, Shared};
-use super::state::{self, Change, Changed, Declared, Entry, Mark, Refusal, State};
+use super::state::{Change, Changed, Declared, Entry, Mark, Refusal, State};
 use super::status::Trouble;
 use crate::telemetry::audit::Actor;
+use crate::telemetry::difference::Difference;
 
 /// How long a change may take with all its tries, and how long one that takes traffic off new waits for anybody.
 const WHOLE: Duration = Duration::from_secs(4);
@@ -20,9 +21,6 @@ const HURRY: Duration = Duration::from_secs(1);
 /// Between two tries of a change that another replica was faster with.
 const SHORTEST: Duration = Duration::from_millis(2);
 const LONGEST: Duration = Duration::from_millis(40);
-
-/// Between two copies of the state on the disk.
-const COPIES: Duration = Duration::from_secs(1);
 
 /// What a change makes of the newest state; `None` when there is nothing to do.
 type Step<'a> = &'a (dyn Fn(&Inner) -> Result<Option<Changed>, Refusal> + Sync);
@@ -34,6 +32,9 @@ impl Keeper {
         if !changes.is_empty() {
             let mut services: Vec<&str> = changes.iter().filter_map(|change| change.service.as_deref()).collect();
             services.dedup();
+            for change in &changes {
+                self.telemetry.audit.tell(change, &Actor::Replica);
+            }
             tracing::info!(changes = changes.len(), services = services.join(","), "changed on another replica");
         }
     }
@@ -109,7 +110,7 @@ impl Keeper {
                 (known, shared.and_then(|shared| shared.lost.clone()), step(&inner))
             };
             let Some((next, entries)) = outcome? else { return Ok(None) };
-            let adds = entries.iter().any(state::adds_to_new);
+            let adds = entries.iter().any(Entry::adds_to_new);
             let patience = if adds { WHOLE } else { HURRY }.saturating_sub(start.elapsed());
             let mut attempted = None;
             let error = match (lost, known) {
@@ -186,7 +187,7 @@ impl Keeper {
     }
 
     /// Takes over what is shared; tells what is served otherwise from now on.
-    fn settle(&self, found: Found, how: Learnt) -> Vec<Entry> {
+    fn settle(&self, found: Found, how: Learnt) -> Vec<Difference> {
         let mark = self.mark(&Actor::File, None);
         let unreadable = match &found.content {
             Content::Unreadable { error, .. } => Some(format!("what replicas share makes no sense: {error}")),
@@ -232,7 +233,7 @@ impl Keeper {
         changes
     }
 
-    /// The file of this replica has changed the state, or not. Gives what it cleared, which is to be audited.
+    /// The file of this replica has changed the state, or not; tells what is to be audited.
     pub(super) fn follow_shared(
         &self,
         before: Option<&Declared>,
@@ -271,9 +272,8 @@ impl Keeper {
             tell_expired(&applied.entries);
         }
         let is_shared = self.share_what_is_unstored(remote).await;
-        let until_copy = self.keep_copy().await.unwrap_or(Duration::MAX);
-        let until_try = if is_shared { Duration::MAX } else { AGAIN };
-        self.quiet_until_next_clock(now).min(until_try).min(until_copy)
+        self.keep_copy().await;
+        if is_shared { self.quiet_until_next_clock(now) } else { AGAIN.min(self.quiet_until_next_clock(now)) }
     }
 
     /// How long the start still waits for what is shared. After that what is known here has to do.
@@ -316,19 +316,13 @@ impl Keeper {
         false
     }
 
-    /// The copy serves a start that does not hear what is shared; without it such a start serves declared values. Tells
-    /// how long a copy that is due has to wait, as a slow disk must not hold up one change after the other.
-    async fn keep_copy(&self) -> Option<Duration> {
+    /// The copy serves a start that does not hear what is shared; without it such a start serves declared values.
+    async fn keep_copy(&self) {
         let (version, state, base) = {
-            let mut inner = self.lock();
+            let inner = self.lock();
             if inner.version == inner.copied {
-                return None;
+                return;
             }
-            let rest = inner.copied_at.map_or(Duration::ZERO, |at| COPIES.saturating_sub(at.elapsed()));
-            if !rest.is_zero() {
-                return Some(rest);
-            }
-            inner.copied_at = Some(Instant::now());
             let base = inner.shared.as_ref().map(|shared| &shared.base).filter(|base| **base != inner.state);
             (inner.version, inner.state.clone(), base.cloned())
         };
@@ -341,7 +335,6 @@ impl Keeper {
         if let Ok(Err(error)) = written.await {
             tracing::warn!(error, "no copy of the state, a start without what replicas share serves declared values");
         }
-        None
     }
 
     fn audit_lost(&self, lost: &[Lost]) {

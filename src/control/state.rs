@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Percent};
 use crate::routing::overrides::{Overrides, ServiceOverrides};
 use crate::telemetry::audit::Kind;
-use crate::telemetry::difference::ALL_METHODS;
 pub use crate::telemetry::difference::{Difference as Entry, Said};
 
 /// The longest clock: whoever wants more does not want a clock.
@@ -538,20 +537,6 @@ impl Methods {
     }
 }
 
-/// Whether more traffic may go to new than before.
-pub fn adds_to_new(entry: &Entry) -> bool {
-    match (entry.kind, &entry.from, &entry.to) {
-        (Kind::Percentage, Some(Said::Share(from)), Some(Said::Share(to))) => to > from,
-        (Kind::Enabled, Some(Said::Text(from)), Some(Said::Text(to))) => from == "off" && to == "on",
-        (Kind::SafeMode, _, Some(Said::Text(to))) => to == "off",
-        (Kind::Methods, Some(Said::Text(from)), Some(Said::Text(to))) => {
-            from != ALL_METHODS
-                && (to == ALL_METHODS || to.split(',').any(|method| !from.split(',').any(|known| known == method)))
-        }
-        _ => false,
-    }
-}
-
 pub(super) fn methods_entry(kind: Kind, service: &str, from: &Methods, to: &Methods) -> Entry {
     Entry { kind, service: Some(service.to_owned()), key: None, from: Some(from.said()), to: Some(to.said()) }
 }
@@ -849,15 +834,15 @@ mod tests {
     #[test]
     fn only_what_adds_traffic_needs_to_be_stored() {
         let methods = |from: &[Method], to: &[Method]| {
-            adds_to_new(&methods_entry(Kind::Methods, "a", &Methods(from.to_vec()), &Methods(to.to_vec())))
+            methods_entry(Kind::Methods, "a", &Methods(from.to_vec()), &Methods(to.to_vec())).adds_to_new()
         };
         assert!(methods(&[Method::GET], &[]) && methods(&[Method::GET], &[Method::GET, Method::POST]));
         assert!(!methods(&[], &[Method::GET]) && !methods(&[Method::GET, Method::POST], &[Method::GET]));
         let name = "a".to_owned();
-        assert!(adds_to_new(&Entry::switch(Kind::Enabled, Some(&name), false, true)));
-        assert!(!adds_to_new(&Entry::switch(Kind::Enabled, Some(&name), true, true)));
-        assert!(!adds_to_new(&Entry::switch(Kind::SafeMode, None, false, true)));
-        assert!(adds_to_new(&Entry::switch(Kind::SafeMode, None, true, false)));
+        assert!(Entry::switch(Kind::Enabled, Some(&name), false, true).adds_to_new());
+        assert!(!Entry::switch(Kind::Enabled, Some(&name), true, true).adds_to_new());
+        assert!(!Entry::switch(Kind::SafeMode, None, false, true).adds_to_new());
+        assert!(Entry::switch(Kind::SafeMode, None, true, false).adds_to_new());
     }
 
     #[test]

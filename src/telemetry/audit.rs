@@ -26,6 +26,8 @@ pub enum Actor {
     File,
     /// The proxy itself.
     Process,
+    /// Somebody on another replica, which has audited it.
+    Replica,
 }
 
 impl Actor {
@@ -36,6 +38,7 @@ impl Actor {
             Self::Token(name) => name,
             Self::File => "file",
             Self::Process => "process",
+            Self::Replica => "another replica",
         }
     }
 }
@@ -215,10 +218,23 @@ impl Audit {
     ) {
         let time = Timestamp::now();
         self.write_difference(difference, reason, actor, claimed, time);
+        self.notify(&Heard { difference, reason, actor, claimed, time, generation: self.generation() });
+    }
+
+    /// Tells whoever listens of a change that was audited elsewhere.
+    pub fn tell(&self, difference: &Difference, actor: &Actor) {
+        let (time, generation) = (Timestamp::now(), self.generation());
+        self.notify(&Heard { difference, reason: None, actor, claimed: None, time, generation });
+    }
+
+    fn notify(&self, heard: &Heard<'_>) {
         if let Some(Listener(listener)) = self.listener.get() {
-            let generation = self.generation.load(Ordering::Relaxed);
-            listener(&Heard { difference, reason, actor, claimed, time, generation });
+            listener(heard);
         }
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// Writes what another configuration changed, and which one it is; nobody else is told of it.
@@ -265,7 +281,7 @@ impl Audit {
     }
 
     fn write(&self, event: &Event<'_>, key: Option<&str>, actor: &Actor, claimed: Option<&str>, time: Timestamp) {
-        let generation = self.generation.load(Ordering::Relaxed);
+        let generation = self.generation();
         let told = Told { event, key, actor, claimed, time, generation };
         let mut state = self.lock();
         let line = match state.format {

@@ -79,6 +79,20 @@ impl Difference {
         Self { kind, service: service.cloned(), key: None, from: said(from), to: said(to) }
     }
 
+    /// Whether more traffic may go to new than before.
+    pub fn adds_to_new(&self) -> bool {
+        match (self.kind, &self.from, &self.to) {
+            (Kind::Percentage, Some(Said::Share(from)), Some(Said::Share(to))) => to > from,
+            (Kind::Enabled, Some(Said::Text(from)), Some(Said::Text(to))) => from == "off" && to == "on",
+            (Kind::SafeMode, _, Some(Said::Text(to))) => to == "off",
+            (Kind::Methods, Some(Said::Text(from)), Some(Said::Text(to))) => {
+                from != ALL_METHODS
+                    && (to == ALL_METHODS || to.split(',').any(|method| !from.split(',').any(|known| known == method)))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether it is about this service or about all of them.
     pub fn concerns(&self, service: &str) -> bool {
         self.service.as_deref().is_none_or(|name| name == service)
