@@ -119,7 +119,6 @@ const REASONS: &[(&str, Weight, &str)] = &[
     ("proxy-max-temp-file-size", Weight::Note, STREAMS),
     ("proxy-http-version", Weight::Note, "HTTP/1.1 is spoken with kept connections, and HTTP/2 where gRPC needs it"),
     ("proxy-next-upstream-timeout", Weight::Note, "all tries together end after timeouts.total"),
-    ("proxy-ssl-server-name", Weight::Note, "a server name is always sent"),
     ("proxy-ssl-ciphers", Weight::Note, "the cipher suites are fixed: forward secrecy and AEAD only"),
     ("proxy-ssl-verify-depth", Weight::Note, "chains of any usual depth are followed"),
     ("service-upstream", Weight::Note, "connections always go to the Service"),
@@ -188,6 +187,8 @@ impl Reader<'_> {
             "secure-backends" | "grpc-backend" => {}
             "upstream-vhost" => self.settings.host_header = self.plain(name, value, origin),
             "proxy-ssl-name" => self.settings.server_name = self.plain(name, value, origin),
+            // One is always sent.
+            "proxy-ssl-server-name" => {}
             "proxy-ssl-secret" => self.settings.client_secret = Some(value.to_owned()),
             "proxy-ssl-verify" => self.settings.verify = value == "on",
             "proxy-ssl-protocols" => {

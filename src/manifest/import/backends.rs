@@ -18,8 +18,17 @@ struct Known {
     /// Name, port, target.
     ports: Vec<(String, String, String)>,
     origin: Origin,
-    /// Something leads to it.
-    is_used: Cell<bool>,
+    usage: Cell<Usage>,
+}
+
+/// What a Service was good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Usage {
+    None,
+    /// It gave a new host.
+    Host,
+    /// An Ingress leads to it.
+    Target,
 }
 
 impl Known {
@@ -103,23 +112,28 @@ impl Backends {
         }
     }
 
-    /// The only name outside of the cluster that fits a host: of its own first label, else the only one in the namespace.
-    pub(super) fn external_for(&self, host: &str, namespace: &str) -> Option<String> {
+    /// The only name outside of the cluster that fits a host, and whether it surely does: of its own first label, else the
+    /// only one in the namespace that no Ingress leads to.
+    pub(super) fn external_for(&self, host: &str, namespace: &str) -> Option<(String, bool)> {
         let all = self.services.iter().filter(|((space, _), _)| space == namespace);
         let all: Vec<(&Known, &str)> = all.filter_map(|(_, known)| Some((known, known.outside()?))).collect();
         let label = |name: &str| name.split('.').next().map(str::to_owned);
         let alike: Vec<_> = all.iter().copied().filter(|(_, name)| label(name) == label(host)).collect();
-        let (known, name) = match (alike.as_slice(), all.as_slice()) {
-            ([one], _) | ([], [one]) => one,
+        let free: Vec<_> = all.into_iter().filter(|(known, _)| known.usage.get() != Usage::Target).collect();
+        let ((known, name), is_sure) = match (alike.as_slice(), free.as_slice()) {
+            ([one], _) => (*one, true),
+            ([], [one]) => (*one, false),
             _ => return None,
         };
-        known.is_used.set(true);
-        Some((*name).to_owned())
+        if known.usage.get() == Usage::None {
+            known.usage.set(Usage::Host);
+        }
+        Some((name.to_owned(), is_sure))
     }
 
     /// Every Service that nothing led to so far.
     pub(super) fn lone(&self) -> Vec<Lone> {
-        let unused = self.services.iter().filter(|(_, known)| !known.is_used.get());
+        let unused = self.services.iter().filter(|(_, known)| known.usage.get() == Usage::None);
         let lone = unused.map(|((namespace, name), known)| {
             let port = known.ports.first().and_then(|(_, number, _)| number.parse().ok());
             let target = match known.outside() {
@@ -152,7 +166,7 @@ impl Backends {
             let number = port.parse().unwrap_or_else(|_| unknown_port(port, 80, origin, notes));
             return Target::Old(vec![format!("{inside}:{number}")]);
         };
-        known.is_used.set(true);
+        known.usage.set(Usage::Target);
         let entry = known.ports.iter().find(|(name, number, _)| name == port || number == port);
         if entry.is_none() && !known.ports.is_empty() {
             notes.warn(&known.origin, format!("it has no port {}, which an Ingress asks for", shown(port)));
@@ -227,7 +241,7 @@ fn known(object: &Object, notes: &mut Notes) -> Known {
         has_selector: object.node.find(&["spec", "selector"]).is_some(),
         ports: ports.collect(),
         origin: object.origin.clone(),
-        is_used: Cell::new(false),
+        usage: Cell::new(Usage::None),
     }
 }
 

@@ -19,6 +19,8 @@ const UNKNOWN: &str = "change-me.invalid";
 pub(super) struct Draft {
     name: String,
     old_host: String,
+    /// More old hosts.
+    aliases: Vec<String>,
     old_backend: Vec<String>,
     new_host: String,
     new_backend: String,
@@ -50,12 +52,14 @@ pub(super) fn drafts(
             hosts.push(&route.host);
         }
     }
+    let taken: HashSet<&str> = hosts.iter().chain(known).copied().collect();
     let mut used = HashSet::new();
     let mut names = HashSet::new();
     let mut found = Vec::new();
     for host in hosts {
         let of_host: Vec<&Route> = routes.iter().filter(|route| route.host == host).collect();
-        let mut maker = Maker { host, mappings, backends, options, notes, draft: Draft::default(), used: &mut used };
+        let mut maker =
+            Maker { host, mappings, backends, options, notes, draft: Draft::default(), taken: &taken, used: &mut used };
         maker.make(&of_host);
         let mut draft = maker.draft;
         if draft.old_backend.is_empty() {
@@ -93,13 +97,19 @@ pub(super) fn of_services(backends: &Backends, options: &Options, notes: &mut No
     let mut names = HashSet::new();
     let mut found = Vec::new();
     for service in &lone {
+        if let Target::Old(backends) = &service.target
+            && let Some(Err(message)) = backends.iter().map(|backend| config::authority(backend)).find(Result::is_err)
+        {
+            notes.unmapped(&service.origin, format!("{message}; it is left out"));
+            continue;
+        }
         let has_old =
             lone.iter().any(|other| other.namespace == service.namespace && matches!(other.target, Target::Old(_)));
         let (label, old_backend, given) = match &service.target {
             Target::Old(backends_of_it) => (
                 service.name.as_str(),
                 backends_of_it.clone(),
-                backends.external_for(&service.name, &service.namespace),
+                backends.external_for(&service.name, &service.namespace).map(|(name, _)| name),
             ),
             Target::Name(name, _) if !has_old => {
                 (name.split('.').next().unwrap_or_default(), vec![format!("{UNKNOWN}:80")], Some(name.clone()))
@@ -146,6 +156,8 @@ struct Maker<'m> {
     options: &'m Options,
     notes: &'m mut Notes,
     draft: Draft,
+    /// Hosts that are a service of their own.
+    taken: &'m HashSet<&'m str>,
     /// Mappings that gave a host.
     used: &'m mut HashSet<usize>,
 }
@@ -163,6 +175,11 @@ impl Maker<'_> {
         let (main_old, main_new) = (self.main(&old, "old_backend"), self.main(&new, "new_backend"));
         let Some(main) = main_new.or(main_old) else { return };
         self.draft.old_host = self.host.to_owned();
+        for alias in routes.iter().flat_map(|route| &route.aliases) {
+            if !self.draft.aliases.contains(alias) && !self.taken.contains(&**alias) {
+                self.draft.aliases.push(alias.clone());
+            }
+        }
         self.old_backend(main_old, main);
         let redirect = routes.iter().find_map(|route| Some((*route, route.settings.redirect.as_ref()?)));
         if let Some((route, redirect)) = redirect {
@@ -184,7 +201,7 @@ impl Maker<'_> {
         self.share(main_old, &new, redirect.is_some());
         self.clusters(main_old, main_new.filter(|_| redirect.is_none()));
         self.timeouts([main_old, main_new].into_iter().flatten().map(|route| &*route.settings));
-        self.retry(&main.settings);
+        self.retry([main_new, main_old].into_iter().flatten().map(|route| &*route.settings));
     }
 
     fn is_new(&self, route: &Route) -> bool {
@@ -239,10 +256,7 @@ impl Maker<'_> {
                 format!("{}: it leads to {given} today; {wanted} is written, as --new-domain says", self.host);
             self.notes.note(&main.origin, message);
         }
-        let found = wanted
-            .or(given)
-            .or_else(|| self.mapped())
-            .or_else(|| self.backends.external_for(self.host, &main.namespace));
+        let found = wanted.or(given).or_else(|| self.mapped()).or_else(|| self.external(main));
         self.draft.new_host = found.unwrap_or_else(|| {
             let message = format!(
                 "{}: the new host is unknown; {UNKNOWN} is written: correct it, or give --new-domain",
@@ -251,6 +265,17 @@ impl Maker<'_> {
             self.notes.warn(&main.origin, message);
             UNKNOWN.to_owned()
         });
+    }
+
+    /// An ExternalName beside an Ingress that does not lead to it.
+    fn external(&mut self, main: &Route) -> Option<String> {
+        let (name, is_sure) = self.backends.external_for(self.host, &main.namespace)?;
+        if !is_sure {
+            let message =
+                format!("{}: {name}, the only ExternalName of the namespace, is written as the new host", self.host);
+            self.notes.warn(&main.origin, message);
+        }
+        Some(name)
     }
 
     /// The new host of the mapping that names the old backend.
@@ -380,7 +405,7 @@ impl Maker<'_> {
         }
         if is_tls && !settings.verify {
             let message = format!(
-                "ingress-nginx does not verify certificates unless told to; here the one of {} is verified: with roots of \
+                "nginx does not verify certificates unless told to; here the one of {} is verified: with roots of \
                  your own set new.ca_file",
                 self.draft.new_host
             );
@@ -432,13 +457,19 @@ impl Maker<'_> {
         timeouts.extend(idle.filter(|idle| *idle > 3600).map(|seconds| format!("tunnel: {seconds}s")));
     }
 
-    fn retry(&mut self, settings: &Settings) {
-        match &settings.retry_when {
+    /// What is said of new, else of old.
+    fn retry<'s>(&mut self, settings: impl Iterator<Item = &'s Settings>) {
+        let (mut when, mut retries) = (None, None);
+        for settings in settings {
+            when = when.or(settings.retry_when.as_ref());
+            retries = retries.or(settings.retries);
+        }
+        match when {
             Some(when) if when.is_empty() => return self.draft.retry.push("attempts: 0".to_owned()),
             Some(when) => self.draft.retry.push(format!("when: [{}]", when.join(", "))),
             None => {}
         }
-        self.draft.retry.extend(settings.retries.map(|retries| format!("attempts: {retries}")));
+        self.draft.retry.extend(retries.map(|retries| format!("attempts: {retries}")));
     }
 }
 
@@ -462,7 +493,14 @@ impl Draft {
             out.push_str(&text);
             out.push('\n');
         };
-        line(format!("old_host: {}", scalar(&self.old_host)));
+        match self.aliases.as_slice() {
+            [] => line(format!("old_host: {}", scalar(&self.old_host))),
+            aliases => {
+                let all: Vec<String> =
+                    std::iter::once(&self.old_host).chain(aliases).map(|host| quoted(host)).collect();
+                line(format!("old_host: [{}]", all.join(", ")));
+            }
+        }
         match self.old_backend.as_slice() {
             [one] => line(format!("old_backend: {}", scalar(one))),
             many => {

@@ -31,9 +31,12 @@ pub(super) fn routes(ingress: &Object, backends: &Backends, notes: &mut Notes) -
     if rules.is_empty() {
         notes.unmapped(&ingress.origin, "this Ingress has no rules, so there is no host for a service");
     }
+    // They belong to the first host.
+    let mut aliases = aliases(&settings, ingress, notes);
     let mut found = Vec::new();
     for rule in rules {
-        let Some(hosts) = hosts(rule, &settings.aliases, ingress, notes) else { continue };
+        let Some(host) = host(rule, ingress, notes) else { continue };
+        let aliases = std::mem::take(&mut aliases);
         let paths = items(rule, &["http", "paths"]);
         if paths.is_empty() {
             notes.unmapped(
@@ -42,44 +45,54 @@ pub(super) fn routes(ingress: &Object, backends: &Backends, notes: &mut Notes) -
             );
         }
         for path in paths {
-            let elsewhere = elsewhere(&settings, &hosts);
+            let elsewhere = elsewhere(&settings, &host);
             let Some((pattern, target)) = route(path, ingress, elsewhere, backends, notes) else { continue };
-            for host in &hosts {
-                found.push(Route {
-                    host: host.clone(),
-                    path: pattern.clone(),
-                    target: target.clone(),
-                    namespace: ingress.namespace.clone(),
-                    settings: settings.clone(),
-                    origin: ingress.origin.at(path.first_key()),
-                });
-            }
+            found.push(Route {
+                host: host.clone(),
+                aliases: aliases.clone(),
+                path: pattern,
+                target,
+                namespace: ingress.namespace.clone(),
+                settings: settings.clone(),
+                origin: ingress.origin.at(path.first_key()),
+            });
         }
     }
     found
 }
 
-/// The hosts of a rule: its own and the aliases of the Ingress.
-fn hosts(rule: &Node, aliases: &[String], ingress: &Object, notes: &mut Notes) -> Option<Vec<String>> {
+/// The host of a rule.
+fn host(rule: &Node, ingress: &Object, notes: &mut Notes) -> Option<String> {
     let Some(node) = rule.get("host") else {
         let message = "this rule has no host, so it takes every host; a service needs the names: it is left out";
         notes.unmapped(&ingress.origin.at(rule.first_key()), message);
         return None;
     };
-    let mut found = Vec::new();
-    for host in node.text().into_iter().chain(aliases.iter().map(String::as_str)) {
-        match config::host_pattern(host) {
-            Ok(pattern) => found.push(pattern.to_string()),
-            Err(message) => notes.unmapped(&ingress.origin.at(node.place), format!("{message}; it is left out")),
+    match config::host_pattern(node.text().unwrap_or_default()) {
+        Ok(pattern) => Some(pattern.to_string()),
+        Err(message) => {
+            notes.unmapped(&ingress.origin.at(node.place), format!("{message}; it is left out"));
+            None
         }
     }
-    Some(found)
 }
 
-/// The host that the backend is told of when that is none of the old ones.
-fn elsewhere<'s>(settings: &'s Settings, hosts: &[String]) -> Option<&'s str> {
+/// The other names of an Ingress's hosts.
+fn aliases(settings: &Settings, ingress: &Object, notes: &mut Notes) -> Vec<String> {
+    let mut found = Vec::new();
+    for alias in &settings.aliases {
+        match config::host_pattern(alias) {
+            Ok(pattern) => found.push(pattern.to_string()),
+            Err(message) => notes.unmapped(&ingress.origin, format!("server-alias: {message}; it is left out")),
+        }
+    }
+    found
+}
+
+/// The host that the backend is told of when that is not the old one.
+fn elsewhere<'s>(settings: &'s Settings, old: &str) -> Option<&'s str> {
     let host = settings.host_header.as_deref().or(settings.server_name.as_deref())?;
-    let is_new = config::host_name(host).is_ok() && !is_inside(host) && !hosts.iter().any(|old| old == host);
+    let is_new = config::host_name(host).is_ok() && !is_inside(host) && host != old;
     is_new.then_some(host)
 }
 
@@ -167,6 +180,7 @@ pub(super) fn of_location(location: Location, namespace: &str, origin: &Origin, 
         for host in &location.hosts {
             found.push(Route {
                 host: host.clone(),
+                aliases: Vec::new(),
                 path: location.path.clone(),
                 target: target.clone(),
                 namespace: namespace.to_owned(),

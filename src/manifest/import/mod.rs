@@ -60,6 +60,8 @@ impl Imported {
 #[derive(Clone, Debug)]
 struct Route {
     host: String,
+    /// Other names of the same host.
+    aliases: Vec<String>,
     path: String,
     target: Target,
     namespace: String,
@@ -170,6 +172,7 @@ impl Found<'_> {
     fn written(&mut self, text: &str, node: Node, origin: &dyn Fn(u32) -> Origin, notes: &mut Notes) {
         let problems = match config::parse(&Text::new("migration.yaml", text), &self.options.environment) {
             Ok(parsed) => {
+                consecutive(&node, origin, notes);
                 let hosts = parsed.config.services.iter().flat_map(|service| &service.old_host);
                 self.written.push(Written {
                     text: text.to_owned(),
@@ -214,9 +217,10 @@ impl Found<'_> {
         let mut drafts = draft::drafts(&routes, &mappings, backends, options, &known, notes);
         if drafts.is_empty() && written.is_empty() {
             drafts = draft::of_services(backends, options, notes);
-        }
-        for lone in backends.lone() {
-            notes.note(&lone.origin, "nothing in these files leads to it");
+        } else {
+            for lone in backends.lone() {
+                notes.note(&lone.origin, "nothing in these files leads to it");
+            }
         }
         match (written.as_slice(), drafts.as_slice()) {
             ([], []) => (String::new(), 0),
@@ -228,6 +232,17 @@ impl Found<'_> {
                 joined(&written, &drafts, waits, notes),
                 written.iter().map(|one| one.services).sum::<usize>() + drafts.len(),
             ),
+        }
+    }
+}
+
+/// Says how failures are counted where somebody wrote a number of them.
+fn consecutive(node: &Node, origin: &dyn Fn(u32) -> Origin, notes: &mut Notes) {
+    for service in objects::items(node, &["services"]) {
+        if let Some(failures) = service.find(&["fallback", "max_failures"]) {
+            let message = "max_failures counts failures in a row, as a few among many requests are usual; failure_ratio is the \
+                           limit for the share of them";
+            notes.note(&origin(failures.place.line), message);
         }
     }
 }

@@ -264,8 +264,12 @@ impl Reader<'_> {
         let mut targets = Vec::new();
         self.targets(&location.block, &mut targets);
         if targets.is_empty() && settings.redirect.is_none() {
-            let message = format!("location {path}: it forwards nothing, so it stays where it is");
-            return self.notes.unmapped(&(self.origin)(location.line), message);
+            // An answer of nginx itself was told of already.
+            if !contains(&location.block, "return") {
+                let message = format!("location {path}: it forwards nothing, so it stays where it is");
+                self.notes.unmapped(&(self.origin)(location.line), message);
+            }
+            return;
         }
         if let Some(split) = &self.split {
             settings.canary = Some(Canary { percentage: Some(split.clone()), ..Canary::default() });

@@ -126,7 +126,7 @@ fn the_new_host_comes_from_the_domain_else_from_an_external_name_else_it_is_to_b
     let ingress = |host: &str| {
         format!(
             "kind: Ingress\nmetadata: {{name: a, namespace: team}}\nspec: {{rules: [{{host: {host}, http: {{paths: \
-             [{{path: /, backend: {{service: {{name: a, port: {{number: 80}}}}}}}}]}}}}]}}\n"
+             [{{path: /, backend: {{service: {{name: app, port: {{number: 80}}}}}}}}]}}}}]}}\n"
         )
     };
     let external = |name: &str| {
