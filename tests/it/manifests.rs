@@ -294,7 +294,8 @@ fn the_image_is_one_file_for_a_plain_user_and_two_builds_are_the_same() {
     let directory = TempDir::new().unwrap();
     let here = directory.path();
     // What the image is made of matters here, not what the binary does.
-    fs::write(here.join("migration-proxy"), "a static binary").unwrap();
+    let binary = here.join("target/x86_64-unknown-linux-musl/release/migration-proxy");
+    fs::create_dir_all(binary.parent().unwrap()).unwrap();
     let buildah = |arguments: &[&str]| {
         let mut command = program("buildah");
         command.args(["--root", &format!("{}/root", here.display()), "--runroot", &format!("{}/run", here.display())]);
@@ -308,24 +309,21 @@ fn the_image_is_one_file_for_a_plain_user_and_two_builds_are_the_same() {
     let file = root("docker/Dockerfile").display().to_string();
     let context = here.display().to_string();
     let build = |format: &str, tag: &str| {
-        let arguments = [
-            "build",
-            "--format",
-            format,
-            "--timestamp",
-            "1700000000",
-            "--file",
-            &file,
-            "--build-arg",
-            "SOURCE=prebuilt",
-        ];
-        let rest = ["--build-arg", "BINARY=migration-proxy", "--tag", tag, &context];
-        buildah(&[&arguments[..], &rest].concat());
+        // A later build has the same binary at another time.
+        fs::write(&binary, "a static binary").unwrap();
+        buildah(
+            &[
+                &["build", "--no-cache", "--format", format, "--timestamp", "1700000000", "--file", &file][..],
+                &["--build-arg", "SOURCE=prebuilt", "--tag", tag, &context],
+            ]
+            .concat(),
+        );
         serde_json::from_str::<Value>(&buildah(&["inspect", "--type", "image", tag]).stdout).unwrap()
     };
 
     let (first, second, docker) = (build("oci", "first"), build("oci", "second"), build("docker", "docker"));
 
+    assert!(first["FromImageDigest"].is_string());
     assert_eq!(first["FromImageDigest"], second["FromImageDigest"]);
     let config = &docker["Docker"]["config"];
     assert_eq!(config["User"], "101:101");
