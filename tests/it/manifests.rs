@@ -398,3 +398,43 @@ fn the_schema_for_editors_takes_what_the_program_takes() {
         assert!(shown.contains(&*file.to_string_lossy()), "{} is accepted", file.display());
     }
 }
+
+#[test]
+fn what_import_writes_passes_check_and_generate() {
+    let directory = TempDir::new().unwrap();
+    let mut found = Vec::new();
+    files(&root("tests/golden/import"), &mut found);
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    assert!(found.len() >= 13);
+    for manifest in found {
+        let manifest = manifest.to_string_lossy().into_owned();
+        let imported = run(&["import", "-f", &manifest]);
+        let unmapped = imported.stderr.lines().filter(|line| line.contains(": unmapped: ")).count();
+        let text = imported.expect(if unmapped == 0 { 0 } else { 4 });
+        let file = directory.path().join("migration.yaml").to_string_lossy().into_owned();
+        fs::write(&file, text).unwrap();
+
+        run(&["check", &file]).expect(0);
+        run(&["generate", "k8s", "-c", &file]).expect(0);
+    }
+}
+
+#[test]
+fn import_says_where_it_found_what_it_cannot_map() {
+    let manifest = root("tests/golden/import/old-cluster.yaml").to_string_lossy().into_owned();
+
+    let imported = run(&["import", "-f", &manifest, "--new-domain", "kong.example"]);
+
+    let text = imported.expect(4);
+    assert!(text.contains("new_host: bills.kong.example\n"), "{text}");
+    let place = format!("{manifest}:19:9: unmapped: Ingress shop-old/orders: auth-url: ");
+    assert!(imported.stderr.contains(&place), "{}", imported.stderr);
+    let json = run(&["import", "--json", "-f", &manifest]).json();
+    assert!(json["notes"].as_array().is_some_and(|notes| notes.iter().any(|note| note["line"] == 19)), "{json}");
+
+    let nothing = root("tests/deploy/alerts.test.yaml").to_string_lossy().into_owned();
+    let refused = run(&["import", "-f", &nothing]);
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""), "{refused:?}");
+    run(&["import"]).expect(2);
+    run(&["import", "-f", "/nonexistent.yaml"]).expect(1);
+}

@@ -134,7 +134,7 @@ fn route(
     let place = ingress.origin.at(backend.place);
     let wanted = (&*ingress.namespace, name, port.unwrap_or_default());
     let target = backends.resolve(wanted, elsewhere, &place, notes);
-    if let Target::Old(names) = &target
+    if let Target::Old(names) | Target::Addresses(names) = &target
         && let Some(Err(message)) = names.iter().map(|name| config::authority(name)).find(Result::is_err)
     {
         notes.unmapped(&place, format!("{message}; it is left out"));

@@ -95,6 +95,20 @@ pub fn import(texts: &[Text], options: &Options) -> Imported {
     }
     let files: Vec<&str> = texts.iter().map(|text| text.name.as_str()).collect();
     let (config, services) = found.into_file(&mut notes);
+    if let Err(error) = config::parse(&Text::new("migration.yaml", config.as_str()), &options.environment)
+        && services > 0
+    {
+        // What an annotation holds went in as it was: a header that is none, a broken regular expression.
+        let origin =
+            Origin { file: texts.first().map(|text| text.name.clone()).unwrap_or_default(), ..Origin::default() };
+        for problem in error.problems.into_iter().filter(|problem| problem.severity == Severity::Error) {
+            let message = format!(
+                "the configuration has a mistake in line {}: {}: {}",
+                problem.line, problem.path, problem.message
+            );
+            notes.unmapped(&origin, message);
+        }
+    }
     Imported { config, services, notes: notes.into_sorted(&files) }
 }
 

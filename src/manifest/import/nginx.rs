@@ -222,7 +222,7 @@ impl Reader<'_> {
     fn server(&mut self, server: &Directive) {
         let names = server.block.iter().filter(|inner| inner.name == "server_name");
         let (hosts, odd): (Vec<String>, Vec<String>) = names
-            .flat_map(|names| names.arguments.iter().cloned())
+            .flat_map(|names| names.arguments.iter().map(|name| name.to_ascii_lowercase()))
             .partition(|name| crate::config::host_pattern(name).is_ok() && name.contains('.'));
         let forwards = contains(&server.block, "proxy_pass");
         for name in &odd {
