@@ -14,14 +14,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminState};
+use crate::admin::{self, AdminState, Events};
 use crate::config::{Config, ConfigError, Environment, Listen};
 use crate::control::backend::Backend;
 use crate::control::candidate::{Candidate, Compiled};
-use crate::control::fleet::Watcher;
 use crate::control::keeper::Keeper;
 use crate::control::listeners::{self, Listeners, Socket};
 use crate::control::opening::{self, Opening};
+use crate::control::peers::Watcher;
 use crate::control::reload::{Parts, ReloadHandle, Reloader};
 use crate::control::rollback;
 use crate::control::status::{self, Status};
@@ -190,6 +190,7 @@ impl App {
             rollbacks,
             environment: environment.clone(),
             keeps_alone,
+            events: Events::default(),
             is_alive: Box::new(heartbeats.is_alive),
         };
         let opener = Opener {

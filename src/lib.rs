@@ -15,7 +15,7 @@
 //! | [`proxy`] | one request from head to last byte |
 //! | [`server`] | sockets, TLS and HTTP towards clients, spread over the workers |
 //! | [`control`] | files that change, what commands changed apart from them, the other replicas, and the report of what is and was |
-//! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, and `/api/v1`, where commands write |
+//! | [`admin`] | `/health`, `/ready`, `/metrics`, `/status`, the page at `/`, and `/api/v1`, where commands write |
 //! | [`cli`] | one file for each verb |
 //! | [`app`] | builds every part, owns the runtimes, ends them in order |
 //! | [`telemetry`] | metrics, access log, audit and control lines, the last decisions, and the closed sets of [`labels`] |
@@ -69,6 +69,8 @@
 //!   serves, and where there is none the process ends.
 //! - **A command**: the API hands a [`Change`] to the [`Keeper`], which applies it to the [`State`], stores that, and brings
 //!   the [`Snapshot`] in line with it. A reload goes the same way: what the file changes clears what a command set.
+//! - **The page**: [`Window`] turns meters into the last hour, [`Events`] tell open pages what has changed, made once for all of
+//!   them; text from requests becomes text nodes and never markup.
 //! - **Several replicas**: the [`Keeper`] stores through a [`Remote`], the `StateMap` of `control::kubernetes`, which refuses
 //!   what was made of an older revision and tells what others store; [`merge`] joins what two replicas changed apart. The
 //!   [`Watcher`] reads the `/status` of the others into the [`Fleet`], which only reports.
@@ -91,7 +93,7 @@
 //!    `bad_input::requests_over_a_limit_get_the_right_answer_and_are_counted`,
 //!    `forwarding::a_leaving_client_ends_the_exchange_at_the_origin`, `fallback::leaving_clients_are_never_new_s_fault`
 //! 5. What may have been executed is never sent twice. `fallback::an_unsafe_request_is_repeated_only_when_nothing_was_sent`,
-//!    `fallback::a_post_is_sent_at_most_once_while_new_dies`
+//!    `fallback::a_post_is_sent_at_most_once_while_new_dies`, `http2_upstream::what_the_peer_may_have_processed_is_not`
 //! 6. A connection never leaves its upstream, so identities never mix.
 //!    `pooling::connections_to_an_origin_are_kept_and_never_shared_between_services`
 //! 7. A bad file changes nothing but status, metric and log; a good one touches nothing of services that did not change.
@@ -108,11 +110,13 @@
 //!     `secrets::logs_status_metrics_errors_and_explanations_show_no_secret`
 //! 14. What a command changed survives, until something newer changes it.
 //!     `state::commands_survive_kill_and_a_resync_but_not_another_declared_value`
-//! 15. Every change is one audit line, and the history has it with its way back. `history::what_happened_is_told_with_the_way_back`
-//! 16. Replicas that share a state serve one value of it, and never a third one. `sharing::no_update_of_a_thousand_is_lost`,
+//! 15. Replicas that share a state serve one value of it, and never a third one. `sharing::no_update_of_a_thousand_is_lost`,
 //!     `sharing::files_that_change_apart_never_lead_to_a_third_value`
-//! 17. What other replicas or the API server say or do not say disturbs no traffic.
+//! 16. What other replicas or the API server say or do not say disturbs no traffic.
 //!     `sharing::a_lost_api_server_disturbs_no_traffic`, `fleet::peers_that_answer_garbage_or_never_are_unreachable`
+//! 17. Every change is one audit line, and the history has it with its way back. `history::what_happened_is_told_with_the_way_back`
+//! 18. The page needs nothing from elsewhere, and what comes from outside stays text.
+//!     `page::it_suits_both_languages_both_themes_phones_and_desks`, `page::text_from_outside_stays_text`
 //!
 //! [`Admission`]: upstream::Admission
 //! [`App::shutdown`]: app::App::shutdown
@@ -123,14 +127,15 @@
 //! [`Config`]: config::Config
 //! [`Decision`]: routing::decide::Decision
 //! [`Endpoints`]: upstream::endpoints::Endpoints
+//! [`Events`]: admin::Events
 //! [`Direct`]: upstream::direct::Direct
 //! [`Exchange`]: proxy::exchange::Exchange
 //! [`Failure`]: proxy::failure::Failure
 //! [`Fleet`]: control::fleet::Fleet
 //! [`Finding`]: upstream::finding::Finding
 //! [`Health`]: upstream::health::Health
-//! [`History`]: control::history::History
 //! [`Inquiry`]: proxy::inquiry::Inquiry
+//! [`History`]: control::history::History
 //! [`Keeper`]: control::keeper::Keeper
 //! [`Lease::send`]: upstream::pool::Lease::send
 //! [`Listener::accept`]: net::listener::Listener::accept
@@ -153,8 +158,9 @@
 //! [`Tunnel`]: proxy::upgrade::Tunnel
 //! [`Upstream::admit`]: upstream::Upstream::admit
 //! [`Watch`]: control::watch::Watch
-//! [`Watcher`]: control::fleet::Watcher
+//! [`Watcher`]: control::peers::Watcher
 //! [`Weight::set`]: routing::weight::Weight::set
+//! [`Window`]: telemetry::Window
 //! [`Worker`]: server::worker::Worker
 //! [`client_hello`]: net::client_hello
 //! [`compare`]: proxy::compare::compare

@@ -1,20 +1,26 @@
 //! Answers of the admin port. None may be kept by a cache, taken for another type, or shown inside of another page.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{Response, StatusCode};
 use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use serde_json::json;
 
+use super::events::Stream;
 use crate::telemetry::Scrape;
 
 /// The type of the Prometheus text format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -23,16 +29,19 @@ pub(super) enum Body {
     Whole(Option<Bytes>),
     /// Made while it is sent.
     Pieces(Box<Scrape>),
+    /// Told as it happens.
+    Events(Stream),
 }
 
 impl hyper::body::Body for Body {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let piece = match self.get_mut() {
             Self::Whole(bytes) => bytes.take(),
             Self::Pieces(scrape) => scrape.next(),
+            Self::Events(stream) => ready!(stream.poll_next(context)),
         };
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
@@ -44,7 +53,7 @@ impl hyper::body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Pieces(_) => SizeHint::default(),
+            Self::Pieces(_) | Self::Events(_) => SizeHint::default(),
         }
     }
 }
@@ -71,6 +80,20 @@ pub(super) fn not_allowed(allowed: &'static str) -> Response<Body> {
 /// Metrics, made while they are sent.
 pub(super) fn scrape(scrape: Scrape) -> Response<Body> {
     with(StatusCode::OK, EXPOSITION, Body::Pieces(Box::new(scrape)))
+}
+
+/// Events from now on; without a stream, their head alone.
+pub(super) fn events(stream: Option<Stream>) -> Response<Body> {
+    with(StatusCode::OK, EVENTS, stream.map_or(Body::Whole(None), Body::Events))
+}
+
+/// A document whose parts the browser checks against this policy.
+pub(super) fn page(document: &'static str, policy: &HeaderValue) -> Response<Body> {
+    let mut response = with(StatusCode::OK, HTML, Body::Whole(Some(Bytes::from_static(document.as_bytes()))));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, policy.clone());
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
 }
 
 fn with(status: StatusCode, content_type: HeaderValue, body: Body) -> Response<Body> {

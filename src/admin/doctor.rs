@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::AdminState;
 use super::answer::{self, Body};
 use super::auth::Refused;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control::examine::{self, Process};
 use crate::proxy;
 use crate::routing::service::Service;
@@ -85,6 +85,7 @@ fn process(state: &AdminState, config: &Config) -> Vec<Finding> {
         last_error: configuration.last_error,
         certificates: &configuration.certificates,
         forwarders: state.reporter().report().untrusted_forwarders,
+        in_pod: examine::is_pod(&config::environment()),
     })
 }
 

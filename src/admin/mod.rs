@@ -7,7 +7,9 @@ mod api;
 mod auth;
 mod configuration;
 pub mod doctor;
+mod events;
 mod explain;
+mod page;
 mod query;
 mod recent;
 mod verify;
@@ -43,6 +45,7 @@ use crate::shutdown::Drain;
 use crate::telemetry::labels::ListenerKind;
 use crate::telemetry::{Scrape, Telemetry};
 use answer::Body;
+pub use events::Events;
 
 /// Connections at once; more of them wait in the kernel's queue.
 const CONNECTIONS: usize = 256;
@@ -80,6 +83,8 @@ pub struct AdminState {
     pub environment: Environment,
     /// Other replicas would not follow what is changed here.
     pub keeps_alone: bool,
+    /// What open pages are told.
+    pub events: Events,
     /// Whether every data worker still runs.
     pub is_alive: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -116,8 +121,8 @@ pub async fn serve(listener: Listener, state: Arc<AdminState>, drain: Drain, ret
     }
 }
 
-async fn connection(socket: TcpStream, peer: IpAddr, state: &AdminState, drain: &Drain) {
-    let service = service_fn(|request| async move { Ok::<_, Infallible>(route(state, peer, request).await) });
+async fn connection(socket: TcpStream, peer: IpAddr, state: &Arc<AdminState>, drain: &Drain) {
+    let service = service_fn(|request| async move { Ok::<_, Infallible>(route(state, drain, peer, request).await) });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -150,13 +155,18 @@ impl Drop for Open<'_> {
     }
 }
 
-async fn route(state: &AdminState, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
+async fn route(state: &Arc<AdminState>, drain: &Drain, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if reads && request.uri().path() == "/api/v1/events" {
+        return events::answer(state, drain, request.method());
+    }
     let handler: fn(&AdminState, &Request<Incoming>) -> Response<Body> = match request.uri().path() {
+        "/" => |_, _| page::answer(),
         "/health" => health,
         "/ready" => ready,
         "/metrics" => metrics,
         "/status" => |state, _| answer::json(StatusCode::OK, &state.reporter().report()),
+        "/api/v1/series" => |state, _| answer::json(StatusCode::OK, &state.status.series()),
         "/api/v1/explain" => |state, request| explain::answer(&state.live, query_of(request)),
         "/api/v1/history" => |state, request| configuration::history(&state.history, &state.live, query_of(request)),
         "/api/v1/decisions" => {
@@ -164,7 +174,7 @@ async fn route(state: &AdminState, peer: IpAddr, request: Request<Incoming>) -> 
         }
         "/api/v1/callers" => |state, request| recent::callers(&state.live, query_of(request)),
         path if !reads && path.starts_with("/api/") => return api::answer(state, peer, request).await,
-        _ => return answer::error(StatusCode::NOT_FOUND, "nothing here: see /status, /metrics, /health and /ready"),
+        _ => return answer::error(StatusCode::NOT_FOUND, "nothing here: see /, /status, /metrics, /health and /ready"),
     };
     if reads { handler(state, &request) } else { answer::not_allowed("GET, HEAD") }
 }
@@ -240,6 +250,7 @@ mod tests {
                 rollbacks: bench.rollbacks.clone(),
                 environment: Environment::new(),
                 keeps_alone: false,
+                events: Events::default(),
                 is_alive: Box::new(move || heart.load(Ordering::Relaxed)),
             };
             let (trigger, drain) = shutdown::channel();
@@ -333,13 +344,52 @@ mod tests {
     async fn nothing_else_is_there_and_nothing_can_be_written() {
         let port = Port::open();
 
-        for target in ["/", "/update?service=a&percent=100", "/status/", "/api/v1", "http://a.old.example/x"] {
+        for target in ["/index.html", "/update?service=a&percent=100", "/status/", "/api/v1", "http://a.old.example/x"]
+        {
             assert_eq!(port.json(target).await.0, 404, "{target}");
         }
-        for path in ["/health", "/ready", "/metrics", "/status", "/api/v1/explain"] {
+        for path in ["/", "/health", "/ready", "/metrics", "/status", "/api/v1/explain"] {
             let (status, head, _) = port.ask("POST", path).await;
             assert!(status == 405 && head.contains("allow: GET, HEAD"), "{head}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_page_may_run_only_what_is_in_it_and_is_shown_in_no_frame() {
+        let port = Port::open();
+
+        let (status, head, body) = port.ask("GET", "/").await;
+
+        assert!(status == 200 && body.starts_with("<!doctype html>"), "{head}");
+        for part in
+            ["content-type: text/html", "default-src 'none'", "frame-ancestors 'none'", "cache-control: no-store"]
+        {
+            assert!(head.contains(part), "no {part} in {head}");
+        }
+        let (status, series) = port.json("/api/v1/series").await;
+        assert_eq!((status, series), (200, json!({})));
+    }
+
+    #[tokio::test]
+    async fn events_end_with_the_drain_and_a_head_takes_no_place() {
+        let port = Port::open();
+        let (status, head, body) = port.ask("HEAD", "/api/v1/events").await;
+        assert!(status == 200 && head.contains("content-type: text/event-stream") && body.is_empty(), "{head}");
+        let mut socket = TcpStream::connect(port.address).await.unwrap();
+        socket.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: admin\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        while !text.contains("event: status") {
+            let mut piece = [0; 4096];
+            let read = socket.read(&mut piece).await.unwrap();
+            text.push_str(std::str::from_utf8(&piece[..read]).unwrap());
+        }
+
+        port.trigger.drain(Duration::ZERO).await;
+
+        let started = std::time::Instant::now();
+        socket.read_to_string(&mut text).await.unwrap();
+        assert!(text.ends_with("\r\n0\r\n\r\n"), "the end is a whole one: {text}");
+        assert!(started.elapsed() < LAST_ANSWER, "it was told, not cut");
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! `POST /api/v1/services/NAME/verify`: the same request to old and new, and what differs.
 
+use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde::Deserialize;
@@ -32,6 +33,11 @@ pub(super) async fn answer(state: &AdminState, name: &str, question: Question) -
         return Err((StatusCode::UNPROCESSABLE_ENTITY, text.to_owned()));
     }
     let inquiry = question.inquiry().map_err(|text| (StatusCode::UNPROCESSABLE_ENTITY, text))?;
+    if let Some(host) = inquiry.fields.get(HOST)
+        && !host.to_str().is_ok_and(|host| snapshot.table.find(host).is_some_and(|found| found.name() == name))
+    {
+        return Err((StatusCode::UNPROCESSABLE_ENTITY, "headers: Host is no host of this service".to_owned()));
+    }
     let _place = place().await;
     Ok(answer::json(StatusCode::OK, &Box::pin(verify(service, &inquiry)).await))
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use http::Request;
@@ -29,6 +30,9 @@ use crate::control::report::StatusReport;
 
 const CONFIGURATION: &str = include_str!("demo.yaml");
 const SERVICES: [&str; 3] = ["shop", "search", "billing"];
+
+/// Who goes on sending after the table.
+const USERS: u32 = 1000;
 
 /// What is sent: the service, how many requests, whether they ask for new by header, and in words.
 const TRAFFIC: [(&str, u32, bool, &str); 5] = [
@@ -67,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let app = run::start(Options { config, environment: config::environment(), ..Options::default() })?;
     let shown = present(&app, &clusters, &directory.path, &mut signals, arguments.exit);
     if shown.is_ok() && !arguments.exit {
-        signals.until(pending::<()>());
+        signals.until(trickle(&app));
     }
     let clean = app.shutdown();
     shown?;
@@ -175,7 +179,7 @@ fn present(
     let mut out = String::from("Two toy clusters and a proxy between them, all in this process.\n\n");
     out.push_str(&format!("  clients   http://{http}   https://{https}\n"));
     out.push_str(&format!("  clusters  old http://{}   new https://{}\n", clusters.old, clusters.new));
-    out.push_str(&format!("  status    http://{admin}/status\n\n"));
+    out.push_str(&format!("  page      http://{admin}/\n\n"));
     out.push_str(&sent_table(&sent).render(width));
     out.push('\n');
     out.push_str(&status::overview(&report, width, Timestamp::now()));
@@ -212,6 +216,17 @@ async fn send(http: SocketAddr, service: &str, requests: u32, pinned: bool) -> S
         }
     }
     sent
+}
+
+/// Goes on with a little traffic, so that the page has something to show.
+async fn trickle(app: &App) {
+    let Some(http) = app.addresses.http.first() else { return pending().await };
+    loop {
+        tokio::time::sleep(Duration::from_millis(rand::random_range(20..100))).await;
+        let service = SERVICES[rand::random_range(0..SERVICES.len())];
+        // What became of it is on the page.
+        let _ = ask(*http, service, rand::random_range(0..USERS), false).await;
+    }
 }
 
 async fn ask(http: SocketAddr, service: &str, number: u32, pinned: bool) -> Result<Vec<u8>, String> {

@@ -159,8 +159,9 @@ fn offline(file: &Path, service: Option<&str>) -> Result<Vec<Finding>, Failure> 
     let chosen = match service {
         Some(name) => vec![snapshot.service(name).ok_or_else(|| unknown(config, name))?.clone()],
         None => {
-            let process =
-                Process { file, config, last_error: None, certificates: &certificates, forwarders: Vec::new() };
+            let (certificates, forwarders) = (certificates.as_slice(), Vec::new());
+            let in_pod = examine::is_pod(&environment);
+            let process = Process { file, config, last_error: None, certificates, forwarders, in_pod };
             findings.extend(examine::process(&process));
             // The directory is that of the pod, and this may be another machine.
             findings.push(state_file::examine(&config.reload.state_dir).softened());

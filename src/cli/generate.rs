@@ -80,8 +80,8 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         Some(file) => source::read(file),
         None => Ok(Text::new("k8s/base/configmap.yaml", SHIPPED)),
     };
-    let text = text.map_err(refused)?;
-    let parsed = config::parse(&text, &config::environment()).map_err(refused)?;
+    let text = text.map_err(|error| refused(&error))?;
+    let parsed = config::parse(&text, &config::environment()).map_err(|error| refused(&error))?;
     let inner = config::without_manifest(&text);
     let source = Source { config: &parsed.config, text: &inner };
     let options = Options {
@@ -114,7 +114,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn refused(error: config::ConfigError) -> Failure {
+fn refused(error: &config::ConfigError) -> Failure {
     output::tell(error.render(true).trim_end());
     Failure::new(Exit::Invalid, "")
 }

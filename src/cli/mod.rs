@@ -87,16 +87,16 @@ enum Verb {
     SafeMode(safe_mode::Arguments),
     /// Forbid increases, or allow them again
     Freeze(freeze::Arguments),
-    /// What changed, by whom and why, and the way back
-    History(history::Arguments),
-    /// Who still comes by the old names
-    Callers(callers::Arguments),
     /// Kubernetes manifests, alerts, the dashboard, the schema of the file
     Generate(generate::Arguments),
     /// What keeps a service from working on new, each with its fix
     Doctor(doctor::Arguments),
     /// The same request to old and new, differences shown
     Verify(verify::Arguments),
+    /// What changed, by whom and why, and the way back
+    History(history::Arguments),
+    /// Who still comes by the old names
+    Callers(callers::Arguments),
     /// Whether a replica serves, for HEALTHCHECK and probes
     Health(health::Arguments),
     /// What bash, zsh and fish complete
@@ -151,11 +151,11 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Rollback(arguments) => rollback::run(&arguments),
         Verb::SafeMode(arguments) => safe_mode::run(&arguments),
         Verb::Freeze(arguments) => freeze::run(&arguments),
-        Verb::History(arguments) => history::run(&arguments),
-        Verb::Callers(arguments) => callers::run(&arguments),
         Verb::Generate(arguments) => generate::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments),
+        Verb::History(arguments) => history::run(&arguments),
+        Verb::Callers(arguments) => callers::run(&arguments),
         Verb::Health(arguments) => health::run(arguments),
         Verb::Completion(arguments) => completion::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),

@@ -150,11 +150,11 @@ fn replicas(report: &StatusReport) -> Option<(usize, usize)> {
 
 /// How much really arrives at new, and whether new adds errors.
 fn traffic(report: &StatusReport) -> String {
-    let total = |side: fn(&Sides) -> Summary| {
+    let total = |side: fn(&Sides) -> &Summary| {
         let sides = report.services.iter().map(|service| side(&service.windows.one));
         sides.fold((0, 0), |(requests, errors), side| (requests + side.requests, errors + side.errors))
     };
-    let ((old, _), (new, errors)) = (total(|sides| sides.old), total(|sides| sides.new));
+    let ((old, _), (new, errors)) = (total(|sides| &sides.old), total(|sides| &sides.new));
     match (old + new, errors) {
         (0, _) => "No traffic in the last minute.".to_owned(),
         (all, 0) => format!("{} of the traffic on new, no errors there.", part(new, all)),
@@ -253,8 +253,8 @@ fn trouble(service: &ServiceReport, now: Timestamp) -> Option<Trouble> {
     if service.health.old == "down" {
         return some(Rank::Unhealthy, "needs attention: the health check of old fails.".to_owned());
     }
-    let Sides { old, new } = service.windows.one;
-    let failing = |side: Summary| side.errors as f64 / side.requests.max(1) as f64;
+    let Sides { old, new, .. } = &service.windows.one;
+    let failing = |side: &Summary| side.errors as f64 / side.requests.max(1) as f64;
     if new.errors >= FEW_ERRORS && failing(new) > failing(old) + 0.01 {
         let (new, old) = (part(new.errors, new.requests), part(old.errors, old.requests));
         return some(Rank::Worse, format!("needs attention: {new} fail on new, {old} on old."));
@@ -300,12 +300,12 @@ fn table(report: &StatusReport, now: Timestamp) -> Table {
             Some(Rank::Worse) => (Style::new(), style),
             _ => (style, Style::new()),
         };
-        let Sides { old, new } = service.windows.one;
+        let Sides { old, new, .. } = &service.windows.one;
         table.push(vec![
             Cell::new(cut(&printable(&service.name))).styled(style),
             Cell::new(share_text(report, service)),
             Cell::new(breaker_text(service)).styled(breaker_style),
-            Cell::new(rate((old.requests + new.requests) as f64 / 60.0)),
+            Cell::new(rate(service.windows.one.rate(old.requests + new.requests))),
             Cell::pair(part(old.errors, old.requests), part(new.errors, new.requests)).styled(errors_style),
             Cell::pair(latency(old.p99), latency(new.p99)),
             Cell::new(count(service.open_on_new)),
@@ -369,7 +369,7 @@ fn detail(report: &StatusReport, service: &ServiceReport, width: usize, now: Tim
         ("P99 old | new", Align::Left),
     ]);
     let windows = &service.windows;
-    for (title, Sides { old, new }) in [("1 m", windows.one), ("5 m", windows.five), ("60 m", windows.sixty)] {
+    for (title, Sides { old, new, .. }) in [("1 m", &windows.one), ("5 m", &windows.five), ("60 m", &windows.sixty)] {
         table.push(vec![
             Cell::new(title),
             Cell::pair(count(old.requests), count(new.requests)),
@@ -393,7 +393,7 @@ mod tests {
     fn service(name: &str, share: f64) -> ServiceReport {
         let windows = json!({
             "1m": {"old": {"requests": 60_000, "errors": 6, "p50": 0.02, "p99": 0.038},
-                   "new": {"requests": 14_400, "errors": 1, "p50": 0.02, "p99": 0.035}},
+                   "new": {"requests": 14_400, "errors": 1, "p50": 0.02, "p99": 0.035}, "seconds": 60},
             "5m": quiet(), "60m": quiet(),
         });
         let json = json!({
@@ -432,8 +432,9 @@ mod tests {
         second.breaker.since = Some("2024-01-01T11:57:50Z".to_owned());
         second.breaker.retry_at = Some("2024-01-01T12:02:50Z".to_owned());
         second.windows.one = Sides {
-            old: Summary { requests: 18_600, errors: 4, p50: None, p99: Some(0.042) },
-            new: Summary { requests: 21, errors: 8, p50: None, p99: None },
+            old: Summary { requests: 18_600, errors: 4, p99: Some(0.042), ..Summary::default() },
+            new: Summary { requests: 21, errors: 8, ..Summary::default() },
+            seconds: 60,
         };
         let first = ServiceReport { open_on_new: 12, ..service("api-name01", 50.0) };
         let replicas = serde_json::from_value(json!([{"name": "pod-2", "agrees": true, "age": 0.4}])).unwrap();
@@ -518,7 +519,7 @@ api-name01  50 %              closed   1 240/s      0.01 % | 0.01 %    38 ms | 3
                 "a needs attention: the health check of new fails, old answers.",
             ),
             (
-                told(|r| r.services[0].windows.one.new = Summary { requests: 100, errors: 38, p50: None, p99: None }),
+                told(|r| r.services[0].windows.one.new = Summary { requests: 100, errors: 38, ..Summary::default() }),
                 "a needs attention: 38.0 % fail on new, 0.01 % on old.",
             ),
             (told(|r| r.config.restart_needed = vec!["workers".to_owned()]), "A restart is needed for workers."),

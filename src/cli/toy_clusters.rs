@@ -155,10 +155,22 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, cluster: Cluste
             Err(_) => return,
         },
     };
-    let answer = move |request| async move { Ok::<_, Infallible>(answer(cluster, &request)) };
+    let answer = move |request| async move {
+        tokio::time::sleep(thinking_time(cluster)).await;
+        Ok::<_, Infallible>(answer(cluster, &request))
+    };
     // A proxy that leaves is how every connection ends.
     let _ =
         http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service_fn(answer)).await;
+}
+
+/// A few milliseconds, on old a few more: what there is to compare looks like something.
+fn thinking_time(cluster: Cluster) -> Duration {
+    let most = match cluster {
+        Cluster::Old => 9_000,
+        Cluster::New => 6_000,
+    };
+    Duration::from_micros(rand::random_range(most / 6..most))
 }
 
 fn answer(cluster: Cluster, request: &Request<Incoming>) -> Response<Full<Bytes>> {

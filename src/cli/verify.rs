@@ -18,6 +18,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// Arguments of `verify`.
 #[derive(Args, Debug)]
 #[command(after_help = "GET is sent unless --method says otherwise: another method is carried out on both clusters.\n\
+                        Of several hosts the first is asked for: --header 'Host: …' asks for another.\n\
                         Dates, ids and what old shows against itself are marked with ~ and do not count.\n\
                         Exit: 0 equal, 1 no such service, 5 different, 7 the proxy is unreachable.\n\n\
                         Examples:\n  \

@@ -27,7 +27,7 @@ pub(super) fn read(decoder: &mut Decoder<'_>, root: &Node) -> Config {
         });
         let global = top.section("global", global);
         let listen = top.section("listen", listen);
-        let config = Config {
+        Config {
             workers: top.value("workers", None, |text| values::amount(0..=1024)(text).map(zero_is_none)),
             safe_mode: top.value("safe_mode", false, values::switch),
             limits: top.section("limits", limits),
@@ -41,9 +41,7 @@ pub(super) fn read(decoder: &mut Decoder<'_>, root: &Node) -> Config {
             services: services(top, &global, &listen),
             global,
             listen,
-        };
-        unavailable::refuse(top.decoder, root, top.path, unavailable::Scope::File);
-        config
+        }
     })
 }
 
@@ -323,6 +321,6 @@ impl Services<'_> {
             check::service(&mut decoder.problems, &draft.service, &node, path, self.listen);
             self.list.push(draft.service);
         }
-        unavailable::refuse(decoder, &node, path, unavailable::Scope::Service);
+        unavailable::refuse(decoder, &node, path);
     }
 }

@@ -78,7 +78,7 @@ impl Backend {
         Self { store: file.into() }
     }
 
-    fn shared(file: StateFile, nowhere: std::convert::Infallible, _: &Readiness) -> Self {
+    fn shared(_: StateFile, nowhere: std::convert::Infallible, _: &Readiness) -> Self {
         match nowhere {}
     }
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::mounts;
 use super::tokens::Tokens;
-use crate::config::Config;
+use crate::config::{Config, Environment};
 use crate::telemetry::labels::CertificateSide;
 use crate::telemetry::process::CertificateExpiry;
 use crate::upstream::finding::Finding;
@@ -32,6 +32,13 @@ pub struct Process<'a> {
     pub certificates: &'a [CertificateExpiry],
     /// Peers that sent X-Forwarded-* without being believed.
     pub forwarders: Vec<IpAddr>,
+    /// The process runs in a pod.
+    pub in_pod: bool,
+}
+
+/// Whether this is the environment of a pod.
+pub fn is_pod(environment: &Environment) -> bool {
+    environment.contains_key("KUBERNETES_SERVICE_HOST")
 }
 
 /// Everything about the process, but for its store.
@@ -55,8 +62,18 @@ fn file(process: &Process<'_>) -> Finding {
             warning,
             "mount the ConfigMap without subPath, as a directory; a pod sees its changes only then",
         ),
+        None if process.in_pod && !has_data_link(process.file) => Finding::warn(
+            "config",
+            format!("{name} is no file of a ConfigMap volume: there is no ..data beside it"),
+            "mount the ConfigMap as the directory of the file, or take it as meant that only this container changes it",
+        ),
         None => Finding::ok("config", format!("{name}, changes are seen")),
     }
+}
+
+/// The kubelet swaps all files of a volume at once, by the link `..data`.
+fn has_data_link(file: &Path) -> bool {
+    std::path::absolute(file).is_ok_and(|file| file.parent().is_some_and(|folder| folder.join("..data").is_symlink()))
 }
 
 fn tokens(config: &Config) -> Option<Finding> {
@@ -120,7 +137,29 @@ fn forwarders(process: &Process<'_>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{self, source::Text};
     use crate::upstream::finding::Level;
+
+    const MINIMAL: &str =
+        "services: [{name: a, old_host: a.old.example, old_backend: 'a.ns:80', new_host: a.new.example}]";
+
+    #[test]
+    fn a_file_that_the_kubelet_does_not_swap_is_noticed_in_a_pod_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("migration.yaml");
+        let text = Text::new("migration.yaml", MINIMAL.to_owned());
+        let config = config::parse(&text, &Environment::new()).unwrap().config;
+        let level = |in_pod, last_error: Option<&str>| {
+            let last_error = last_error.map(str::to_owned);
+            let certificates = &[];
+            file(&Process { file: &path, config: &config, last_error, certificates, forwarders: Vec::new(), in_pod })
+                .level
+        };
+
+        assert_eq!((level(false, None), level(true, None)), (Level::Ok, Level::Warn));
+        std::os::unix::fs::symlink("..2024", folder.path().join("..data")).unwrap();
+        assert_eq!((level(true, None), level(true, Some("line 9"))), (Level::Ok, Level::Fail));
+    }
 
     #[test]
     fn certificates_are_told_one_by_one_only_when_they_end_soon() {

@@ -19,6 +19,7 @@ pub mod lost_hosts;
 pub mod merge;
 pub mod mounts;
 pub mod opening;
+pub mod peers;
 pub mod preview;
 pub mod reload;
 pub mod report;

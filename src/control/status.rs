@@ -17,7 +17,7 @@ use crate::routing::snapshot::Snapshot;
 use crate::shutdown::Drain;
 use crate::telemetry::Window;
 use crate::telemetry::process::CertificateExpiry;
-use crate::telemetry::window::Windows;
+use crate::telemetry::window::{Series, Windows};
 
 /// How often the windows take what was counted.
 const TICK: Duration = Duration::from_secs(10);
@@ -48,12 +48,12 @@ pub enum Trouble {
     StateLost,
     /// The state could not be stored.
     StateUnstored,
-    /// The file dropped hosts that had traffic.
-    LostHosts,
     /// What replicas share cannot be read.
     StateUnshared,
     /// What replicas share cannot be watched.
     StateUnwatched,
+    /// The file dropped hosts that had traffic.
+    LostHosts,
 }
 
 /// The configuration that is served, and what became of the file since.
@@ -142,7 +142,14 @@ impl Status {
     pub fn windows(&self, service: &Service) -> Windows {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let window = windows.entry(service.name().to_owned());
-        window.or_insert_with(|| Window::new(self.now(), &service.meters)).windows(&service.meters)
+        let now = self.now();
+        window.or_insert_with(|| Window::new(now, &service.meters)).windows(now, &service.meters)
+    }
+
+    /// The last hour of every service that is known for a tick, minute by minute.
+    pub fn series(&self) -> BTreeMap<String, Series> {
+        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        windows.iter().map(|(name, window)| (name.clone(), window.series())).collect()
     }
 
     /// Takes what was counted; forgets services that are gone.

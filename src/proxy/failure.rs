@@ -22,9 +22,11 @@ pub enum Failure {
     Connect(ConnectError),
     /// A waiting connection had died before the request was sent.
     Stale(hyper::Error),
-    /// The connection, not the cluster, was the trouble: it had served before and may have been closed while we wrote, the
-    /// peer did not process the stream, or the head has more fields than this connection takes.
+    /// The connection, not the cluster, was the trouble: it had served before and may have been closed while we wrote, or the
+    /// head has more fields than this connection takes.
     Raced(hyper::Error),
+    /// The peer says that it did nothing with this stream (RFC 9113, 8.7).
+    Unprocessed(hyper::Error),
     /// The connection ended without a response head, or what came makes no sense.
     Reset(hyper::Error),
     /// The upstream refused our certificate, which TLS 1.3 tells when the handshake is over for us.
@@ -61,7 +63,9 @@ impl Failure {
             Self::Reset(error)
         } else if io_error(&error).is_some_and(refuses_certificate) {
             Self::Identity(error)
-        } else if may_have_ended || is_unprocessed(&error) {
+        } else if is_unprocessed(&error) {
+            Self::Unprocessed(error)
+        } else if may_have_ended {
             Self::Raced(error)
         } else {
             Self::Reset(error)
@@ -71,13 +75,13 @@ impl Failure {
 
     /// Nothing of the request reached the upstream: any method may be tried again.
     pub fn is_unsent(&self) -> bool {
-        matches!(self, Self::Connect(_) | Self::Stale(_) | Self::Full | Self::Open)
+        matches!(self, Self::Connect(_) | Self::Stale(_) | Self::Unprocessed(_) | Self::Full | Self::Open)
     }
 
     /// A dead idle connection says nothing about the upstream; a client that left and a shortage of ours do not either.
     pub fn blames_upstream(&self) -> bool {
         match self {
-            Self::Stale(_) | Self::Raced(_) | Self::Upload(_) | Self::Full | Self::Open => false,
+            Self::Stale(_) | Self::Raced(_) | Self::Unprocessed(_) | Self::Upload(_) | Self::Full | Self::Open => false,
             Self::Connect(error) => !error.cause.is_own_shortage(),
             _ => true,
         }
@@ -99,7 +103,7 @@ impl Failure {
 
     /// Another connection to the same cluster is the natural answer.
     pub fn is_connection_race(&self) -> bool {
-        matches!(self, Self::Stale(_) | Self::Raced(_))
+        matches!(self, Self::Stale(_) | Self::Raced(_) | Self::Unprocessed(_))
     }
 
     /// The word for `retry.when` and `fallback.failures`.
@@ -112,7 +116,9 @@ impl Failure {
                 _ => FailureKind::Connect,
             },
             Self::Identity(_) => FailureKind::Tls,
-            Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Head(_) | Self::Unasked => FailureKind::Reset,
+            Self::Stale(_) | Self::Raced(_) | Self::Unprocessed(_) | Self::Reset(_) | Self::Head(_) | Self::Unasked => {
+                FailureKind::Reset
+            }
             Self::Timeout(_) => FailureKind::Timeout,
             Self::Status(status) => FailureKind::Status(status.as_u16()),
             Self::Upload(_) | Self::Full | Self::Open => return None,
@@ -127,7 +133,7 @@ impl Failure {
                 _ => Outcome::Connect,
             },
             Self::Identity(_) => Outcome::Tls,
-            Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Unasked => Outcome::Reset,
+            Self::Stale(_) | Self::Raced(_) | Self::Unprocessed(_) | Self::Reset(_) | Self::Unasked => Outcome::Reset,
             Self::Head(_) => Outcome::Header,
             Self::Timeout(_) => Outcome::Timeout,
             Self::Status(status) => Outcome::of_status(*status),
@@ -145,7 +151,12 @@ impl Failure {
                 _ => FallbackCause::Connect,
             },
             Self::Identity(_) => FallbackCause::Tls,
-            Self::Stale(_) | Self::Raced(_) | Self::Reset(_) | Self::Unasked | Self::Upload(_) => FallbackCause::Reset,
+            Self::Stale(_)
+            | Self::Raced(_)
+            | Self::Unprocessed(_)
+            | Self::Reset(_)
+            | Self::Unasked
+            | Self::Upload(_) => FallbackCause::Reset,
             Self::Head(_) => FallbackCause::Header,
             Self::Timeout(_) => FallbackCause::Timeout,
             Self::Full => FallbackCause::Full,
@@ -165,6 +176,7 @@ impl Failure {
             Self::Connect(_)
             | Self::Stale(_)
             | Self::Raced(_)
+            | Self::Unprocessed(_)
             | Self::Reset(_)
             | Self::Identity(_)
             | Self::Head(_)
@@ -187,7 +199,7 @@ fn told(error: &hyper::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
-/// The peer says that it did nothing with this stream (RFC 9113, 8.7).
+/// See [`Failure::Unprocessed`].
 fn is_unprocessed(error: &hyper::Error) -> bool {
     let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else { return false };
     let reason = error.reason();
@@ -203,6 +215,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Connect(error) => write!(f, "{}", error.cause),
             Self::Stale(error) | Self::Raced(error) => write!(f, "the connection could not be used: {error}"),
+            Self::Unprocessed(error) => write!(f, "the upstream took no more requests: {error}"),
             Self::Reset(error) => write!(f, "no response: {}", told(error)),
             Self::Identity(error) => match io_error(error) {
                 Some(error) => write!(f, "TLS: {}", reason(error)),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Request, Response, StatusCode, header, request};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
 use hyper::body::Incoming;
 
 use super::exchange::Exchange;
@@ -194,6 +194,9 @@ impl Draft<'_> {
         };
         match sent {
             Ok(response) => {
+                if let Some(upload) = &self.upload {
+                    upload.keep(false);
+                }
                 lease.saw_fields(response.headers().len());
                 Ok((response, lease))
             }
@@ -207,16 +210,26 @@ impl Draft<'_> {
                 if let Some(unsent) = unsent {
                     let (head, body) = unsent.into_parts();
                     (self.head, self.body) = (head, Some(body));
+                } else if let Failure::Unprocessed(_) = failure {
+                    self.body = match &self.upload {
+                        None => Some(OutBody::Empty),
+                        Some(upload) => upload.given_back().await,
+                    };
                 }
                 Err((address, failure))
             }
         }
     }
 
-    /// The request as this cluster gets it. The head is kept only where the request may be sent once more.
+    /// The request as this cluster gets it. The head is kept only where the request may be sent once more; over HTTP/2 any
+    /// may, as the peer can say that it did nothing with it.
     fn request(&mut self, cluster: Cluster, lease: &Lease) -> Request<OutBody> {
         let body = self.body.take().unwrap_or_default();
-        let mut head = if self.repeatable { headers::copy(&self.head) } else { self.take_head() };
+        let is_http2 = lease.version() == Version::HTTP_2;
+        if let Some(upload) = &self.upload {
+            upload.keep(is_http2);
+        }
+        let mut head = if self.repeatable || is_http2 { headers::copy(&self.head) } else { self.take_head() };
         let tls = match cluster {
             Cluster::Old => self.service.config.old.protocol == Protocol::Https,
             Cluster::New => self.service.config.new.protocol == Protocol::Https,

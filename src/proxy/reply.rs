@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use super::body::ResponseBody;
@@ -27,6 +27,10 @@ pub fn refused(mut exchange: Box<Exchange>, refusal: Refusal, is_grpc: bool) -> 
         _ => {}
     }
     let mut response = answer(exchange, refusal.status(), refusal.text(), is_grpc);
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        // RFC 9110, 15.5.6, demands it. The clusters may serve more of them, or fewer.
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+    }
     if refusal.ends_connection() {
         close(&mut response);
     }

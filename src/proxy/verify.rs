@@ -2,12 +2,13 @@
 //! differs there too is no difference between the clusters.
 
 use http::StatusCode;
+use http::header::HOST;
 use serde::{Deserialize, Serialize};
 
 use super::compare::{Difference, Side, compare, mark_own};
 use super::inquiry::{Answered, Fault, Inquiry, ask};
 use super::is_safe;
-use crate::config::Cluster;
+use crate::config::{Cluster, HostPattern};
 use crate::routing::service::Service;
 use crate::upstream::probe::one_host;
 
@@ -68,7 +69,7 @@ impl Answer {
 pub async fn verify(service: &Service, inquiry: &Inquiry) -> Verdict {
     let (old, new) = tokio::join!(ask(service, Cluster::Old, inquiry, BODY), ask(service, Cluster::New, inquiry, BODY));
     let (in_short_old, in_short_new) = (Answer::of(&old), Answer::of(&new));
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = made_up(service, inquiry).into_iter().collect();
     let differences = match (&old, &new) {
         (Ok(old), Ok(new)) => {
             notes.extend(remarks(old, new));
@@ -108,6 +109,13 @@ fn differences(service: &Service, old: &Answered, new: &Answered) -> Vec<Differe
         &old_host,
         &service.headers.request_id,
     )
+}
+
+/// A wildcard names no host to ask for.
+fn made_up(service: &Service, inquiry: &Inquiry) -> Option<String> {
+    let pattern = service.config.old_host.first()?;
+    let is_made_up = matches!(pattern, HostPattern::Wildcard(_)) && !inquiry.fields.contains_key(HOST);
+    is_made_up.then(|| format!("asked for the host {}; another: --header 'Host: \u{2026}'", one_host(pattern)))
 }
 
 fn remarks(old: &Answered, new: &Answered) -> Vec<String> {

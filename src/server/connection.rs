@@ -39,9 +39,12 @@ use crate::tls::certificates::Certificates;
 /// one client hold more than it needs. Each may hold [`SEND_BUFFER`].
 const STREAMS: u32 = 128;
 
-/// Bytes of one client's uploads, over all of its streams, that may wait for slow clusters. Enough for 80 Mbit/s at a
-/// round trip of 100 ms.
-const WINDOW: u32 = 1 << 20;
+/// Bytes of one upload that may wait for a slow cluster. Enough for 20 Mbit/s at a round trip of 100 ms.
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// Bytes of all uploads of one connection that may wait. With hyper's default, a mebibyte for each stream and as much for all,
+/// a single upload that its cluster does not take would hold up all others; here it takes 32 of them.
+const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
 
 /// Bytes of one response that wait for their client. hyper's default of 400 KiB would let a client that opens [`STREAMS`]
 /// and takes nothing hold 50 MiB; this is 16 MiB, and still more than a socket takes at a time.
@@ -289,8 +292,8 @@ async fn serve_http2(stream: Guarded, connection: Arc<Connection>, edge: &Edge, 
             .timer(TokioTimer::new())
             .max_header_list_size(list)
             .max_concurrent_streams(STREAMS)
-            .initial_connection_window_size(WINDOW)
-            .initial_stream_window_size(WINDOW)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_pending_accept_reset_streams(PENDING_RESETS)
             .max_local_error_reset_streams(LOCAL_RESETS)

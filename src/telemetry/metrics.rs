@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::labels::{BreakerState, Cluster, FallbackCause, Outcome, Phase, Reason, Target};
+use super::latency::LatencyHistogram;
 
 /// Upper bounds of the duration buckets, in nanoseconds; one more bucket holds what is longer.
 pub const DURATION_BOUNDS: [u64; 10] = [
@@ -49,8 +50,13 @@ pub struct Histogram<const BOUNDS: usize, const COUNTS: usize> {
 impl<const BOUNDS: usize, const COUNTS: usize> Histogram<BOUNDS, COUNTS> {
     /// An empty histogram.
     pub fn new(bounds: &'static [u64; BOUNDS]) -> Self {
+        Self::with(bounds, [0; COUNTS], 0)
+    }
+
+    /// A histogram that holds this already; `sum` is in nanoseconds.
+    pub fn with(bounds: &'static [u64; BOUNDS], counts: [u64; COUNTS], sum: u64) -> Self {
         const { assert!(COUNTS == BOUNDS + 1) };
-        Self { bounds, counts: array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) }
+        Self { bounds, counts: counts.map(AtomicU64::new), sum: AtomicU64::new(sum) }
     }
 
     /// Counts one duration.
@@ -136,7 +142,9 @@ struct TargetMeters {
 struct ClusterMeters {
     outcomes: OutcomeCounts,
     retries: OutcomeCounts,
-    duration: DurationHistogram,
+    duration: LatencyHistogram,
+    /// New connections, and the microseconds that they took altogether.
+    connects: [AtomicU64; 2],
     connections: ConnectionGauge,
 }
 
@@ -170,7 +178,8 @@ impl ServiceMeters {
             clusters: array::from_fn(|_| ClusterMeters {
                 outcomes: zeros(),
                 retries: zeros(),
-                duration: Histogram::new(&DURATION_BOUNDS),
+                duration: LatencyHistogram::default(),
+                connects: zeros(),
                 connections: ConnectionGauge::default(),
             }),
             connect: array::from_fn(|_| Histogram::new(&CONNECT_BOUNDS)),
@@ -220,6 +229,13 @@ impl ServiceMeters {
     /// A response whose head was counted ended early: one more, by what cut it.
     pub fn cut(&self, cluster: Cluster, outcome: Outcome) {
         self.clusters[cluster as usize].outcomes[outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A new connection to a cluster is there, name look-up and handshake included.
+    pub fn connected(&self, cluster: Cluster, duration: Duration) {
+        let [count, microseconds] = &self.clusters[cluster as usize].connects;
+        count.fetch_add(1, Relaxed);
+        microseconds.fetch_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// One step of a new connection to the new cluster is done.
@@ -290,8 +306,14 @@ impl ServiceMeters {
     }
 
     /// How long tries took.
-    pub fn attempt_duration(&self, cluster: Cluster) -> &DurationHistogram {
+    pub fn attempt_duration(&self, cluster: Cluster) -> &LatencyHistogram {
         &self.clusters[cluster as usize].duration
+    }
+
+    /// New connections so far, and the microseconds that they took altogether.
+    pub fn connects(&self, cluster: Cluster) -> [u64; 2] {
+        let [count, microseconds] = &self.clusters[cluster as usize].connects;
+        [count.load(Relaxed), microseconds.load(Relaxed)]
     }
 
     /// How long steps of connecting to new took.
@@ -415,6 +437,6 @@ mod tests {
         });
         assert_eq!(meters.requests().collect::<Vec<_>>(), [(Target::New, Reason::Weight, 1, 40_000)]);
         assert_eq!(meters.attempts(Cluster::New, Outcome::Success), 40_000);
-        assert_eq!(meters.attempt_duration(Cluster::New).sum(), Duration::from_secs(40));
+        assert_eq!(meters.attempt_duration(Cluster::New).coarse().sum(), Duration::from_secs(40));
     }
 }

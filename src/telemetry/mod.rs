@@ -8,6 +8,7 @@ pub mod callers;
 pub mod difference;
 pub mod exposition;
 pub mod labels;
+pub mod latency;
 pub mod logs;
 pub mod machine;
 pub mod metrics;

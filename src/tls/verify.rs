@@ -44,7 +44,7 @@ impl Roots {
     /// Why they do not know this issuer.
     fn lack(&self, issuer: &str) -> String {
         if self.subjects.iter().any(|subject| subject == issuer) {
-            return format!("{} holds one of that name, but with another key", self.origin);
+            return format!("but {} holds one of that name with another key", self.origin);
         }
         let shown: Vec<_> = self.subjects.iter().take(SHOWN_ROOTS).map(|subject| quoted(subject)).collect();
         match self.subjects.len().saturating_sub(shown.len()) {
@@ -407,7 +407,7 @@ mod tests {
             (
                 vec![namesake.sign(&leaf), theirs.certificate.clone()],
                 "unknown issuer: the certificate 'CN=leaf' for api.test, *.api.test is signed by 'CN=our root', \
-                 ca_file /ca.crt holds one of that name, but with another key",
+                 but ca_file /ca.crt holds one of that name with another key",
             ),
             (
                 vec![alone],

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 /// What is sent to an upstream.
@@ -28,7 +29,12 @@ pub enum OutBody {
 /// The client's body.
 #[derive(Debug)]
 pub struct Upload {
-    body: Incoming,
+    /// Gone only while it is dropped.
+    body: Option<Incoming>,
+    /// What an earlier try had sent, to be sent before the rest.
+    again: Bytes,
+    /// What this try has sent, while it may have to be sent again.
+    sent: BytesMut,
     progress: Arc<Progress>,
     limit: Option<u64>,
     idle: Duration,
@@ -77,7 +83,26 @@ pub struct Progress {
     state: AtomicU8,
     /// The client was asked for more and has not sent it yet.
     awaited: AtomicBool,
+    /// The body is kept when its try lets go of it.
+    keeps: AtomicBool,
+    kept: Mutex<Option<Kept>>,
+    has_kept: Notify,
 }
+
+/// A body that a try has let go of, from its beginning on.
+#[derive(Debug)]
+struct Kept {
+    body: Option<Incoming>,
+    again: Bytes,
+    limit: Option<u64>,
+    idle: Duration,
+}
+
+/// Bytes of a body that are kept for another try: the whole of most gRPC calls and API requests. A longer body is sent once.
+const MOST_KEPT: usize = 64 * 1024;
+
+/// hyper lets go of a refused body at its next turn.
+const LETTING_GO: Duration = Duration::from_millis(100);
 
 /// An upstream that does not ask for the body of a client that waits may not know that it can.
 const UNASKED: Duration = Duration::from_secs(1);
@@ -145,8 +170,12 @@ impl OutBody {
             last: AtomicU64::new(0),
             state: AtomicU8::new(RUNNING),
             awaited: AtomicBool::new(false),
+            keeps: AtomicBool::new(false),
+            kept: Mutex::default(),
+            has_kept: Notify::new(),
         });
-        let upload = Upload { body, progress: progress.clone(), limit, idle, timer: None, gate };
+        let (body, again, sent) = (Some(body), Bytes::new(), BytesMut::new());
+        let upload = Upload { body, again, sent, progress: progress.clone(), limit, idle, timer: None, gate };
         (Self::Upload(Box::new(upload)), Some(progress))
     }
 
@@ -172,6 +201,24 @@ impl Progress {
     /// The whole body has come.
     pub fn is_complete(&self) -> bool {
         self.state.load(Ordering::Relaxed) == COMPLETE
+    }
+
+    /// Whether the try that has the body may have to give it back.
+    pub fn keep(&self, keeps: bool) {
+        self.keeps.store(keeps, Ordering::Relaxed);
+    }
+
+    /// The whole body once more, from a try of which the peer did nothing; `None` where too much of it is gone.
+    pub async fn given_back(self: &Arc<Self>) -> Option<OutBody> {
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut found = kept();
+        if found.is_none() && self.keeps.load(Ordering::Relaxed) {
+            let _ = tokio::time::timeout(LETTING_GO, self.has_kept.notified()).await;
+            found = kept();
+        }
+        let Kept { body, again, limit, idle } = found?;
+        let (progress, sent) = (self.clone(), BytesMut::new());
+        Some(OutBody::Upload(Box::new(Upload { body, again, sent, progress, limit, idle, timer: None, gate: None })))
     }
 
     /// When the last byte came.
@@ -202,7 +249,13 @@ impl Upload {
         if self.gate.is_some() {
             ready!(self.poll_gate(cx));
         }
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if !self.again.is_empty() {
+            let data = std::mem::take(&mut self.again);
+            self.note_sent(&data);
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = Pin::new(body).poll_frame(cx);
         self.progress.awaited.store(frame.is_pending(), Ordering::Relaxed);
         let Poll::Ready(frame) = frame else {
             ready!(self.poll_stalled(cx));
@@ -238,6 +291,8 @@ impl Upload {
                     clean_trailers(trailers);
                     self.progress.end(COMPLETE);
                 }
+                // They are few, and not worth a second form of what is kept.
+                self.progress.keep(false);
                 return Ok(frame);
             }
         };
@@ -245,13 +300,40 @@ impl Upload {
         if self.limit.is_some_and(|limit| total > limit) {
             return Err(self.fail(UploadFault::TooLarge));
         }
-        if self.body.is_end_stream() {
+        if self.body.as_ref().is_none_or(Body::is_end_stream) {
             self.progress.end(COMPLETE);
         }
+        self.note_sent(&data);
         Ok(Frame::data(data))
     }
 
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.body.as_ref().map(Body::size_hint).unwrap_or_default();
+        if !self.again.is_empty() {
+            let before = self.again.len() as u64;
+            match hint.exact() {
+                Some(rest) => hint.set_exact(before + rest),
+                None => hint.set_lower(before + hint.lower()),
+            }
+        }
+        hint
+    }
+
+    /// Keeps a copy: a piece may be a small part of a large buffer, which would then be kept too.
+    fn note_sent(&mut self, data: &Bytes) {
+        if !self.progress.keeps.load(Ordering::Relaxed) {
+            return;
+        }
+        if self.sent.len() + data.len() > MOST_KEPT {
+            self.sent = BytesMut::new();
+            self.progress.keep(false);
+        } else {
+            self.sent.extend_from_slice(data);
+        }
+    }
+
     fn fail(&self, fault: UploadFault) -> UploadFault {
+        self.progress.keep(false);
         self.progress.end(fault as u8);
         fault
     }
@@ -269,6 +351,20 @@ impl Upload {
             timer.as_mut().reset(last + idle);
         }
         Poll::Pending
+    }
+}
+
+/// A try lets go of the body: it was sent, or the peer did not want it.
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.progress.keeps.load(Ordering::Relaxed) {
+            return;
+        }
+        self.sent.extend_from_slice(&self.again);
+        let again = std::mem::take(&mut self.sent).freeze();
+        let kept = Kept { body: self.body.take(), again, limit: self.limit, idle: self.idle };
+        *self.progress.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        self.progress.has_kept.notify_one();
     }
 }
 
@@ -316,7 +412,7 @@ impl Body for OutBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Upload(upload) => upload.body.is_end_stream(),
+            Self::Upload(upload) => upload.again.is_empty() && upload.body.as_ref().is_none_or(Body::is_end_stream),
         }
     }
 
@@ -324,7 +420,7 @@ impl Body for OutBody {
         match self {
             // With an exact length hyper's HTTP/2 client writes a Content-Length that nobody sent; `is_end_stream` says enough.
             Self::Empty => SizeHint::default(),
-            Self::Upload(upload) => upload.body.size_hint(),
+            Self::Upload(upload) => upload.size_hint(),
         }
     }
 }

@@ -258,6 +258,9 @@ pub async fn connect(
             return Err(ConnectError { address, has_alternative, cause });
         }
     };
+    if let Some(meters) = meters {
+        meters.connected(target.cluster, now - start);
+    }
     if let Some(meters) = meters.filter(|_| target.cluster == Cluster::New) {
         meters.connect_phase(Phase::Dns, resolved - start);
         meters.connect_phase(Phase::Connect, connected - resolved);

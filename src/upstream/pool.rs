@@ -31,6 +31,13 @@ const AGE: Duration = Duration::from_secs(600);
 /// Requests on one HTTP/2 connection before another one is opened, where the peer allows more.
 const STREAMS: usize = 64;
 
+/// Bytes of one response over HTTP/2 that may wait for a slow client. Enough for 140 Mbit/s at a round trip of 30 ms.
+const STREAM_WINDOW: u32 = 512 * 1024;
+
+/// Bytes of all responses on one connection that may wait: as many as there can be, or a few clients that take nothing would
+/// hold up everybody else's. hyper's default is two and a half windows of a stream.
+const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW;
+
 /// One read from an upstream. Large enough that big bodies need few system calls; held while the connection lives.
 const READ_BUFFER: usize = 16 * 1024;
 
@@ -451,6 +458,8 @@ impl Pool {
         let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_header_list_size(list)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .keep_alive_interval(Duration::from_secs(30))
             .handshake(TokioIo::new(connected.stream))
             .await?;

@@ -10,7 +10,7 @@ use http_body::Frame;
 
 use crate::support::app::Proxy;
 use crate::support::client::{Client, Framing, Http2, Response, Upload};
-use crate::support::origin::{Answer, Origin, Recorded};
+use crate::support::origin::{Answer, OnAccept, Origin, Recorded};
 use crate::support::setup::{Clusters, Setup};
 use crate::support::{PATIENCE, eventually};
 
@@ -761,4 +761,54 @@ fn an_options_request_goes_as_far_as_it_may() {
         assert_eq!(ask("OPTIONS", "none").as_deref(), Some("none"), "{}", way.title());
         assert_eq!(ask("GET", "0").as_deref(), Some("0"), "{}: it has no meaning there", way.title());
     }
+}
+
+/// They share a connection to the origin, and its window (RFC 9113, 5.2).
+#[test]
+fn clients_that_take_nothing_hold_up_nobody_else() {
+    let stage = Stage::new();
+    let proxy = stage.proxy();
+    for origin in stage.origins() {
+        origin.on("/endless", Answer::pattern(1 << 40));
+    }
+
+    for way in stage.ways().filter(|way| way.upstream == Version::Two && way.client == Version::One) {
+        let before = way.origin.requests();
+        let slow: Vec<Client> = (0..16)
+            .map(|_| {
+                let mut client = proxy.client();
+                client.send(format!("GET /endless HTTP/1.1\r\nHost: {}\r\n\r\n", way.host));
+                assert_eq!(client.head().unwrap().status, 200);
+                client
+            })
+            .collect();
+        eventually(PATIENCE, "all of them wait", || way.origin.requests() == before + 16);
+
+        // As many as it takes for the buffers on the way to fill.
+        for _ in 0..100 {
+            assert_eq!(proxy.get(way.host, "/").side(), Some("new"), "{}", way.title());
+        }
+        drop(slow);
+    }
+}
+
+/// They share a connection of the client, and its window.
+#[test]
+fn uploads_that_nobody_takes_hold_up_no_others() {
+    let stage = Stage::new();
+    let proxy = stage.proxy();
+    stage.answer(&Answer::echo());
+    stage.two.on_accept(OnAccept::Hang);
+    let upload = |host: &str| {
+        // More than the sockets on the way can hold.
+        http::Request::post(format!("http://{host}/")).body(Bytes::from(vec![b'x'; 32 << 20])).unwrap()
+    };
+    let other = http::Request::post("http://one.old.test/").body(Bytes::from(vec![b'y'; 1 << 20])).unwrap();
+
+    let stuck = vec![upload("two.old.test"), upload("two.old.test"), other];
+    let mut results = client_of(&proxy).exchanges(stuck);
+
+    let other = results.pop().unwrap().map(|response| response.body.len());
+    assert_eq!(other, Ok(1 << 20));
+    assert!(results.iter().all(Result::is_err), "these were never taken");
 }

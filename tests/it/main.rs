@@ -1,5 +1,5 @@
 //! The product on the wire: one test binary, a file for each feature, a real proxy on ports of the system against
-//! scripted origins. What needs other programs (nginx, curl) is in `peers` and says what it left out.
+//! scripted origins. What needs other programs is in `peers` (nginx, curl) and `page` (Chromium) and says what it left out.
 
 #![allow(clippy::unwrap_used, reason = "the whole binary is a test; a panic is its way to fail")]
 #![allow(
@@ -26,6 +26,7 @@ mod grpc;
 mod heads;
 mod health;
 mod history;
+mod http2_upstream;
 mod kit;
 mod layers;
 mod leaving;
@@ -33,6 +34,7 @@ mod limits;
 mod messages;
 mod mtls;
 mod origins;
+mod page;
 mod passthrough;
 mod peers;
 mod pooling;

@@ -515,6 +515,18 @@ fn what_is_only_odd_passes() {
     assert_right(&cases);
 }
 
+/// RFC 9110, 9.3.8 and 15.5.6: it would show credentials to whoever can make a browser ask.
+#[test]
+fn trace_is_refused_and_says_what_is_allowed() {
+    let stage = Stage::new();
+
+    let response = stage.proxy.client().exchange("TRACE", HOST, "/", &[("Authorization", "secret")], b"").unwrap();
+
+    assert_eq!((response.status, response.header("allow").is_some()), (405, true));
+    assert!(!response.text().contains("secret"));
+    assert!(stage.recorder.take().requests.is_empty());
+}
+
 #[test]
 fn what_is_sent_in_one_go_is_answered_one_after_the_other() {
     let stage = Stage::new();

@@ -294,3 +294,18 @@ fn a_token_is_needed_where_tokens_are_configured() {
     let everything = format!("{}{}{}", audit(&server), server.stderr(), server.stdout());
     assert!(!everything.contains("s3cret"), "{everything}");
 }
+
+#[test]
+fn outside_of_a_cluster_a_shared_state_is_an_error_and_auto_is_the_file() {
+    let clusters = Clusters::new();
+    let setup = Setup::new([clusters.service("a").percentage(20)]);
+    let alone = Server::start(&setup.clone().state("backend: auto"));
+    alone.command(&["update", "a", "50"]).expect(0);
+    assert!(alone.state_file("state.yaml").exists());
+
+    let told = Server::start_and_fail(&setup.state("backend: kubernetes"));
+    told.expect(3);
+    for part in ["state.backend: Kubernetes cannot keep the state", "use auto or file"] {
+        assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
+    }
+}

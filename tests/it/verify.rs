@@ -151,6 +151,24 @@ fn only_a_method_that_is_named_has_an_effect_and_it_has_it_once() {
 }
 
 #[test]
+fn another_host_of_the_service_can_be_asked_for_and_no_other() {
+    let clusters = Clusters::new();
+    let service = clusters.service("a").old_host("['*.old.test', b.test]").with(SIDES);
+    let proxy = Proxy::start(&Setup::new([service, clusters.service("other").old_host("c.test")]));
+    for origin in [&clusters.old, &clusters.new] {
+        origin.otherwise(Answer::side().body("same"));
+    }
+
+    assert!(verify(&proxy, &[]).expect(0).contains("note: asked for the host health.old.test"));
+    verify(&proxy, &["--header", "Host: B.test:8000"]).expect(0);
+    assert_eq!(clusters.old.last().host(), Some("B.test:8000"));
+    assert_eq!(clusters.new.last().host(), Some("a.new.test"));
+    let refused = verify(&proxy, &["--header", "Host: c.test"]);
+    refused.expect(2);
+    assert!(refused.stderr.contains("no host of this service"), "{refused:?}");
+}
+
+#[test]
 fn a_side_that_does_not_answer_is_a_difference() {
     let mut scene = Scene::new();
     scene.clusters.new.kill();

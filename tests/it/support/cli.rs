@@ -52,7 +52,14 @@ impl Finished {
 /// The program with an environment that holds nothing of ours.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_migration-proxy"));
-    for name in ["MIGRATION_PROXY_CONFIG", "MIGRATION_PROXY_ADMIN", "SSL_CERT_FILE", "SSL_CERT_DIR", "RUST_LOG"] {
+    for name in [
+        "MIGRATION_PROXY_CONFIG",
+        "MIGRATION_PROXY_ADMIN",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "RUST_LOG",
+        "KUBERNETES_SERVICE_HOST",
+    ] {
         command.env_remove(name);
     }
     command.env("COLUMNS", "100").stdin(Stdio::null());
@@ -288,6 +295,7 @@ impl Server {
     }
 
     /// The same without waiting until it is ready, only until it answers.
+    #[cfg(feature = "kubernetes")]
     #[track_caller]
     pub fn kill_and_restart_unready(&mut self) {
         self.child.kill().unwrap();

@@ -349,6 +349,7 @@ fn merge(target: &mut Value, patch: &Value) {
 async fn serve(listener: &TcpListener, tls: &Arc<ServerConfig>, cluster: &Arc<Mutex<Cluster>>) {
     loop {
         let Ok((socket, _)) = listener.accept().await else { continue };
+        socket.set_nodelay(true).unwrap();
         let (acceptor, cluster) = (TlsAcceptor::from(tls.clone()), cluster.clone());
         tokio::spawn(async move {
             let Ok(stream) = acceptor.accept(socket).await else { return };

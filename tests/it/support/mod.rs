@@ -5,10 +5,12 @@
 
 pub mod app;
 pub mod balancer;
+pub mod browser;
 pub mod certs;
 pub mod cli;
 pub mod client;
 pub mod dns;
+pub mod frame_origin;
 pub mod grpc;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
