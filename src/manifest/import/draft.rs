@@ -36,13 +36,13 @@ pub(super) struct Draft {
     client_secret: Option<String>,
 }
 
-/// A service for each host that no configuration has yet.
+/// A service for each host; `known` are the hosts and names of services that were written before.
 pub(super) fn drafts(
     routes: &[Route],
     mappings: &[Mapping],
     backends: &Backends,
     options: &Options,
-    known: &HashSet<&str>,
+    (known, mut names): (&HashSet<&str>, HashSet<String>),
     notes: &mut Notes,
 ) -> Vec<Draft> {
     let mut hosts: Vec<&str> = Vec::new();
@@ -53,7 +53,6 @@ pub(super) fn drafts(
     }
     let taken: HashSet<&str> = hosts.iter().chain(known).copied().collect();
     let mut used = HashSet::new();
-    let mut names = HashSet::new();
     let mut found = Vec::new();
     for host in hosts {
         let of_host: Vec<&Route> = routes.iter().filter(|route| route.host == host).collect();

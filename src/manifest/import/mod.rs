@@ -75,7 +75,7 @@ struct Written {
     text: String,
     node: Node,
     hosts: HashSet<String>,
-    services: usize,
+    names: HashSet<String>,
     origin: Origin,
 }
 
@@ -95,21 +95,21 @@ pub fn import(texts: &[Text], options: &Options) -> Imported {
         found.object(object, &mut notes);
     }
     let files: Vec<&str> = texts.iter().map(|text| text.name.as_str()).collect();
-    let (config, services) = found.into_file(&mut notes);
-    if let Err(error) = config::parse(&Text::new("migration.yaml", config.as_str()), &options.environment)
-        && services > 0
-    {
+    let config = found.into_file(&mut notes);
+    let services = match config::parse(&Text::new("migration.yaml", config.as_str()), &options.environment) {
+        Ok(parsed) => parsed.config.services.len(),
+        Err(_) if config.is_empty() => 0,
         // What an annotation holds went in as it was: a header that is none, a broken regular expression.
-        let origin =
-            Origin { file: texts.first().map(|text| text.name.clone()).unwrap_or_default(), ..Origin::default() };
-        for problem in error.problems.into_iter().filter(|problem| problem.severity == Severity::Error) {
-            let message = format!(
-                "the configuration has a mistake in line {}: {}: {}",
-                problem.line, problem.path, problem.message
-            );
-            notes.unmapped(&origin, message);
+        Err(error) => {
+            let file = texts.first().map(|text| text.name.clone()).unwrap_or_default();
+            let origin = Origin { file, ..Origin::default() };
+            for problem in error.problems.iter().filter(|problem| problem.severity == Severity::Error) {
+                let config::Problem { line, path, message, .. } = problem;
+                notes.unmapped(&origin, format!("the configuration has a mistake in line {line}: {path}: {message}"));
+            }
+            config.matches("\n  - ").count()
         }
-    }
+    };
     Imported { config, services, notes: notes.into_sorted(&files) }
 }
 
@@ -192,7 +192,7 @@ impl Found<'_> {
                 self.written.push(Written {
                     text: text.to_owned(),
                     hosts: hosts.map(ToString::to_string).collect(),
-                    services: parsed.config.services.len(),
+                    names: parsed.config.services.iter().map(|service| service.name.clone()).collect(),
                     origin: origin(1),
                     node,
                 });
@@ -213,8 +213,8 @@ impl Found<'_> {
         }
     }
 
-    /// The text of the configuration, and the number of its services.
-    fn into_file(self, notes: &mut Notes) -> (String, usize) {
+    /// The text of the configuration; empty without a service.
+    fn into_file(self, notes: &mut Notes) -> String {
         let Self { backends, options, mut routes, written, mappings } = self;
         for written in &written {
             routes.retain(|route| {
@@ -229,7 +229,8 @@ impl Found<'_> {
         }
         let waits = routes.iter().any(|route| route.settings.read.is_none());
         let known: HashSet<&str> = written.iter().flat_map(|written| &written.hosts).map(String::as_str).collect();
-        let mut drafts = draft::drafts(&routes, &mappings, backends, options, &known, notes);
+        let names = written.iter().flat_map(|written| written.names.iter().cloned()).collect();
+        let mut drafts = draft::drafts(&routes, &mappings, backends, options, (&known, names), notes);
         if drafts.is_empty() && written.is_empty() {
             drafts = draft::of_services(backends, options, notes);
         } else {
@@ -238,15 +239,12 @@ impl Found<'_> {
             }
         }
         match (written.as_slice(), drafts.as_slice()) {
-            ([], []) => (String::new(), 0),
+            ([], []) => String::new(),
             ([one], []) => {
                 let end = if one.text.ends_with('\n') { "" } else { "\n" };
-                (format!("{}{end}", one.text), one.services)
+                format!("{}{end}", one.text)
             }
-            _ => (
-                joined(&written, &drafts, waits, notes),
-                written.iter().map(|one| one.services).sum::<usize>() + drafts.len(),
-            ),
+            _ => joined(&written, &drafts, waits, notes),
         }
     }
 }
@@ -269,11 +267,13 @@ const HEAD: &str = "# Made from manifests by migration-proxy import: complete it
 /// One file of services that were written before and of those that were found.
 fn joined(written: &[Written], drafts: &[Draft], waits: bool, notes: &mut Notes) -> String {
     let mut out = HEAD.to_owned();
-    let mut services = String::new();
+    let (mut services, mut claimed) = (String::new(), HashSet::new());
     for (index, written) in written.iter().enumerate() {
         for entry in written.node.entries().map(|entries| entries.as_slice()).unwrap_or_default() {
             match &*entry.key {
-                "services" => emit::emit(&entry.value, 2, &mut services),
+                "services" => {
+                    emit::emit(&unclaimed(&entry.value, &mut claimed, &written.origin, notes), 2, &mut services)
+                }
                 key if index == 0 => {
                     out.push_str(&format!("{}:", objects::scalar(key)));
                     emit::emit_value(&entry.value, 2, &mut out);
@@ -294,6 +294,26 @@ fn joined(written: &[Written], drafts: &[Draft], waits: bool, notes: &mut Notes)
         draft.write(&mut out);
     }
     out
+}
+
+/// The services of a file whose names and hosts no file before has claimed.
+fn unclaimed(services: &Node, claimed: &mut HashSet<String>, origin: &Origin, notes: &mut Notes) -> Node {
+    let mut kept = Vec::new();
+    for service in objects::items_of(services) {
+        let hosts = service.get("old_host").map(|node| match node.text() {
+            Some(_) => std::slice::from_ref(node),
+            None => objects::items_of(node),
+        });
+        let name = service.get("name").and_then(Node::text).map(|name| format!("service {name}"));
+        let hosts = hosts.unwrap_or_default().iter().filter_map(Node::text).map(str::to_ascii_lowercase);
+        let claims: Vec<String> = name.into_iter().chain(hosts).collect();
+        match claims.iter().find(|claim| claimed.contains(*claim)) {
+            Some(claim) => notes.warn(origin, format!("{claim} is in a file before this one; it is left out here")),
+            None => kept.push(service.clone()),
+        }
+        claimed.extend(claims);
+    }
+    Node { place: services.place, value: Value::List(Rc::new(kept)) }
 }
 
 #[cfg(test)]

@@ -128,9 +128,14 @@ pub(super) fn entries<'n>(node: &'n Node, keys: &[&str]) -> &'n [tree::Entry] {
 
 /// The items of a list below an object, or none.
 pub(super) fn items<'n>(node: &'n Node, keys: &[&str]) -> &'n [Node] {
-    match node.find(keys).map(|node| &node.value) {
-        Some(Value::List(items)) => items,
-        _ => &[],
+    node.find(keys).map(items_of).unwrap_or_default()
+}
+
+/// The items, when this is a list.
+pub(super) fn items_of(node: &Node) -> &[Node] {
+    match &node.value {
+        Value::List(items) => items,
+        Value::Scalar(_) | Value::Map(_) => &[],
     }
 }
 

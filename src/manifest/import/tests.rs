@@ -207,6 +207,26 @@ fn a_value_that_no_configuration_may_hold_is_told() {
     assert!(told.clone().any(|message| message.contains("X Y")), "{:?}", told.collect::<Vec<_>>());
 }
 
+#[test]
+fn files_that_claim_the_same_are_joined_and_the_first_one_counts() {
+    let file = |name: &str, host: &str| {
+        format!("services: [{{name: {name}, old_host: [{host}], old_backend: 'b:80', new_host: n.example}}]\n---\n")
+    };
+    let text = file("a", "a.example")
+        + &file("a", "b.example")
+        + &file("c", "A.example")
+        + &file("d", "d.example")
+        + "kind: Ingress\nmetadata: {name: d, namespace: team}\nspec: {rules: [{host: d.other.example, http: {paths: [{path: /, \
+           backend: {service: {name: d, port: {number: 80}}}}]}}]}\n";
+
+    let imported = import_text(&text, Some("new.example"));
+
+    let config = parsed(&imported);
+    let names: Vec<&str> = config.services.iter().map(|service| service.name.as_str()).collect();
+    assert_eq!(names, ["a", "d", "d-2"]);
+    assert_eq!(imported.services, 3);
+}
+
 mod nothing_panics {
     use proptest::prelude::*;
 
