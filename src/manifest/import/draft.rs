@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::annotations::Settings;
 use super::backends::{Backends, Target, is_inside};
+use super::entry::Draft;
 use super::mappings::Mapping;
 use super::note::Notes;
 use super::objects::{quoted, scalar};
@@ -12,29 +13,6 @@ use crate::config;
 
 /// Stands where the manifests do not say a host; the name exists nowhere.
 const UNKNOWN: &str = "change-me.invalid";
-
-/// A service as it will be written.
-#[derive(Debug, Default)]
-pub(super) struct Draft {
-    name: String,
-    old_host: String,
-    /// More old hosts.
-    aliases: Vec<String>,
-    old_backend: Vec<String>,
-    new_host: String,
-    new_backend: String,
-    percentage: String,
-    redirect: Option<u16>,
-    /// Written as they are.
-    paths: Vec<String>,
-    header_rules: Vec<String>,
-    cookie_rules: Vec<String>,
-    old: Vec<String>,
-    new: Vec<String>,
-    timeouts: Vec<String>,
-    retry: Vec<String>,
-    client_secret: Option<String>,
-}
 
 /// A service for each host; `known` are the hosts and names of services that were written before.
 pub(super) fn drafts(
@@ -478,65 +456,6 @@ fn name_of(route: &Route) -> Option<String> {
         Target::Addresses(_) | Target::Old(_) => {
             let host = route.settings.host_header.as_ref().or(route.settings.server_name.as_ref())?;
             config::host_name(host).ok()
-        }
-    }
-}
-
-impl Draft {
-    /// Writes it as an entry of `services`.
-    pub(super) fn write(&self, out: &mut String) {
-        out.push_str(&format!("  - name: {}\n", scalar(&self.name)));
-        let mut line = |text: String| {
-            out.push_str("    ");
-            out.push_str(&text);
-            out.push('\n');
-        };
-        match self.aliases.as_slice() {
-            [] => line(format!("old_host: {}", scalar(&self.old_host))),
-            aliases => {
-                let all: Vec<String> =
-                    std::iter::once(&self.old_host).chain(aliases).map(|host| quoted(host)).collect();
-                line(format!("old_host: [{}]", all.join(", ")));
-            }
-        }
-        match self.old_backend.as_slice() {
-            [one] => line(format!("old_backend: {}", scalar(one))),
-            many => {
-                let all: Vec<String> = many.iter().map(|one| quoted(one)).collect();
-                line(format!("old_backend: [{}]", all.join(", ")));
-            }
-        }
-        line(format!("new_host: {}", scalar(&self.new_host)));
-        line(format!("new_backend: {}", scalar(&self.new_backend)));
-        if let Some(code) = self.redirect {
-            line("mode: redirect".to_owned());
-            line(format!("redirect: {{code: {code}}}"));
-        }
-        if !self.paths.is_empty() {
-            line(format!("paths: [{}]", self.paths.join(", ")));
-        }
-        line(format!("migration: {{percentage: {}}}", self.percentage));
-        if !self.header_rules.is_empty() || !self.cookie_rules.is_empty() {
-            line("canary:".to_owned());
-            for (key, rules) in [("header_rules", &self.header_rules), ("cookie_rules", &self.cookie_rules)] {
-                if !rules.is_empty() {
-                    line(format!("  {key}: [{}]", rules.join(", ")));
-                }
-            }
-        }
-        for (key, values) in
-            [("old", &self.old), ("new", &self.new), ("timeouts", &self.timeouts), ("retry", &self.retry)]
-        {
-            if !values.is_empty() {
-                line(format!("{key}: {{{}}}", values.join(", ")));
-            }
-        }
-        if let Some(secret) = &self.client_secret {
-            let folder = "/etc/migration-proxy-tls/client-mtls";
-            line(format!("# The Secret {} mounted there:", secret.replace(char::is_control, " ")));
-            line(format!(
-                "# new: {{client_cert: {folder}/tls.crt, client_key: {folder}/tls.key, ca_file: {folder}/ca.crt}}"
-            ));
         }
     }
 }

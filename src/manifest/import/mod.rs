@@ -6,6 +6,7 @@ mod annotations;
 mod backends;
 mod draft;
 mod emit;
+mod entry;
 mod ingress;
 mod mappings;
 mod nginx;
@@ -20,7 +21,7 @@ use serde::Serialize;
 
 use annotations::Settings;
 use backends::{Backends, Target};
-use draft::Draft;
+use entry::Draft;
 use mappings::Mapping;
 use note::{Notes, Origin};
 use objects::Object;
@@ -272,7 +273,7 @@ fn joined(written: &[Written], drafts: &[Draft], waits: bool, notes: &mut Notes)
         for entry in written.node.entries().map(|entries| entries.as_slice()).unwrap_or_default() {
             match &*entry.key {
                 "services" => {
-                    emit::emit(&unclaimed(&entry.value, &mut claimed, &written.origin, notes), 2, &mut services)
+                    emit::emit(&unclaimed(&entry.value, &mut claimed, &written.origin, notes), 2, &mut services);
                 }
                 key if index == 0 => {
                     out.push_str(&format!("{}:", objects::scalar(key)));
