@@ -130,7 +130,11 @@ impl Keeper {
     pub async fn examine(&self) -> Vec<Finding> {
         let directory = self.live.snapshot().config.reload.state_dir.clone();
         let written = tokio::task::spawn_blocking(move || state_file::examine(&directory)).await;
-        written.into_iter().collect()
+        let mut findings: Vec<Finding> = written.into_iter().collect();
+        if let Some(remote) = &self.remote {
+            findings.extend(remote.examine().await);
+        }
+        findings
     }
 
     /// Makes a change to its end, also when whoever asked for it has left meanwhile.
