@@ -278,6 +278,7 @@ fn global(config: &Config) -> Vec<Key> {
         closed(Kind::Setting, "log", log),
         closed(Kind::Setting, "reload", reload),
         closed(Kind::Setting, "state", &config.state),
+        set("fleet.peers", &config.fleet.peers.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)),
         closed(Kind::Setting, "dns", dns),
         closed(Kind::Setting, "drain", drain),
     ]
