@@ -73,9 +73,9 @@ fn arguments(line: &str) -> Option<Vec<String>> {
     (program == 0 || words[program - 1] == "--").then(|| words[program + 1..].to_vec())
 }
 
-/// Rows of tables, as cells.
+/// Rows of tables, as cells; the last one is what follows the last bar.
 fn rows(text: &str) -> Vec<Vec<String>> {
-    let cells = |line: &str| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
+    let cells = |line: &str| line.trim_start_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
     text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---")).map(cells).collect()
 }
 
@@ -202,7 +202,7 @@ fn documented_keys() -> BTreeMap<String, String> {
                 paths.push(String::new());
             }
         }
-        for row in rows(line).iter().filter(|row| row.len() == 4) {
+        for row in rows(line).iter().filter(|row| row.len() == 5) {
             let default = spans(&row[1]).concat();
             for key in spans(&row[0]) {
                 for path in &paths {
