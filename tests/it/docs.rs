@@ -97,7 +97,7 @@ fn every_configuration_in_the_documents_is_valid_without_a_warning() {
             seen += 1;
         }
     }
-    assert!(seen > 10, "{seen} configurations");
+    assert!(seen >= 9, "{seen} configurations");
 }
 
 #[test]
@@ -116,7 +116,8 @@ fn every_command_in_the_documents_exists() {
     for document in documents() {
         let text = read(&document);
         let lines = blocks(&text, "sh").iter().flat_map(|block| block.lines()).map(str::to_owned).collect::<Vec<_>>();
-        let in_prose = spans(&text).into_iter().filter(|span| !span.split(' ').last().is_some_and(|w| w.starts_with('-')));
+        let in_prose =
+            spans(&text).into_iter().filter(|span| !span.split(' ').last().is_some_and(|w| w.starts_with('-')));
         let verbs = ["update", "confirm", "rollback", "safe-mode", "freeze", "callers", "verify", "doctor"];
         let in_prose = in_prose.filter(|span| verbs.iter().any(|verb| span.starts_with(&format!("{verb} "))));
         for line in lines.into_iter().chain(in_prose.map(|span| format!("migration-proxy {span}"))) {
@@ -141,7 +142,10 @@ fn the_scripts_have_every_option_that_the_documents_give_them() {
             let Some(script) = words.first().filter(|word| word.starts_with("k8s/")) else { continue };
             let source = read(script);
             for option in words.iter().filter(|word| word.starts_with("--")) {
-                assert!(source.contains(&format!("{option})")) || source.contains(&format!("{option} |")), "{line}: {option}");
+                assert!(
+                    source.contains(&format!("{option})")) || source.contains(&format!("{option} |")),
+                    "{line}: {option}"
+                );
             }
             seen += 1;
         }
@@ -228,6 +232,29 @@ fn every_key_is_documented_and_nothing_else() {
     assert!(missing.is_empty() && invented.is_empty(), "not documented: {missing:?}; no such key: {invented:?}");
 }
 
+#[test]
+fn keys_that_the_documents_name_exist() {
+    let schema = schema::schema();
+    let mut known = BTreeSet::new();
+    keys(&schema, "", &mut known);
+    keys(&schema["$defs"]["service"], "", &mut known);
+    let sections: BTreeSet<&str> = known.iter().filter_map(|key| key.split('.').next()).collect();
+    let mut seen = 0;
+    for document in documents() {
+        for span in spans(&read(&document)) {
+            let path = span.split([':', ' ', '{', '[']).next().unwrap_or_default();
+            let is_key = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            let (section, rest) = path.split_once('.').unwrap_or_default();
+            if sections.contains(section) && rest.split('.').all(is_key) {
+                let is_file = ["yaml", "json", "md", "crt"].contains(&rest);
+                assert!(known.contains(path) || is_file, "{document}: {span}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 100, "{seen} keys");
+}
+
 /// A value of the reference file as docs/configuration.md writes it.
 fn written(value: &Value) -> Option<String> {
     Some(match value {
@@ -253,14 +280,13 @@ fn documented_defaults_are_those_of_the_reference_file() {
         let key = path.rsplit('.').next().unwrap();
         // Where the reference file shows something else, its comment says so.
         let shows_another = text.lines().any(|line| {
-            line.trim_start().starts_with(&format!("{key}:")) && line.split('#').nth(1).is_some_and(|c| c.contains("default"))
+            line.trim_start().starts_with(&format!("{key}:"))
+                && line.split('#').nth(1).is_some_and(|c| c.contains("default"))
         });
         if let Some(value) = written(value).filter(|_| !shows_another) {
             let plain = |text: &str| text.replace(['"', '\''], "").replace("true", "on").replace("false", "off");
-            if plain(&documented) != plain(&value) {
-                let in_list = path.contains("rules") || path.starts_with("services.headers.");
-                assert!(in_list, "{path}: {documented} in docs/configuration.md, {value} in config/full.yaml");
-            }
+            let (here, there) = (plain(&documented), plain(&value));
+            assert_eq!(here, there, "{path}: docs/configuration.md and config/full.yaml");
             compared += 1;
         }
     }
@@ -368,7 +394,10 @@ fn the_readme_is_the_same_in_both_languages() {
     };
     assert_eq!(keys(&english), keys(&chinese));
     for document in documents().iter().filter(|name| name.starts_with("docs/")) {
-        assert!(english.contains(document.as_str()) && chinese.contains(document.as_str()), "nothing links to {document}");
+        assert!(
+            english.contains(document.as_str()) && chinese.contains(document.as_str()),
+            "nothing links to {document}"
+        );
     }
 }
 
