@@ -111,13 +111,24 @@ fn other_yaml_in_the_documents_is_yaml() {
 }
 
 #[test]
+fn the_access_line_has_the_fields_that_are_documented() {
+    let example = blocks(&read("docs/operating.md"), "json").into_iter().next().unwrap();
+    let example: BTreeMap<String, Value> = serde_json::from_str(&example).unwrap();
+    let source = read("src/telemetry/access_line.rs");
+    assert!(example.len() > 15);
+    for field in example.keys() {
+        assert!(source.contains(&format!("\\\"{field}\\\":")), "{field}");
+    }
+}
+
+#[test]
 fn every_command_in_the_documents_exists() {
     let mut seen = 0;
     for document in documents() {
         let text = read(&document);
         let lines = blocks(&text, "sh").iter().flat_map(|block| block.lines()).map(str::to_owned).collect::<Vec<_>>();
         let in_prose =
-            spans(&text).into_iter().filter(|span| !span.split(' ').last().is_some_and(|w| w.starts_with('-')));
+            spans(&text).into_iter().filter(|span| !span.split(' ').next_back().is_some_and(|w| w.starts_with('-')));
         let verbs = ["update", "confirm", "rollback", "safe-mode", "freeze", "callers", "verify", "doctor"];
         let in_prose = in_prose.filter(|span| verbs.iter().any(|verb| span.starts_with(&format!("{verb} "))));
         for line in lines.into_iter().chain(in_prose.map(|span| format!("migration-proxy {span}"))) {
