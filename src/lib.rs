@@ -1,5 +1,5 @@
 //! migration-proxy stands in front of an old and a new Kubernetes cluster and decides for every request which of them
-//! answers. This page is the map of its code; the manual is `README.md` and `config/full.yaml`.
+//! answers. This page is the map of its code; the manual is `README.md`, `docs/` and `config/full.yaml`.
 //!
 //! Sockets come in at [`server`] and become requests for one readable function, [`Proxy::handle`], which asks [`routing`]
 //! for a decision and [`upstream`] for a connection. [`control`] changes what [`routing`] serves while requests run;
