@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::app::Proxy;
 use crate::support::cli::{Finished, Server, finish, free_port, program};
+use crate::support::client::Client;
 use crate::support::dns::{Dns, Reply};
 use crate::support::kubernetes::ApiServer;
 use crate::support::reach::Reach;
@@ -55,6 +56,15 @@ impl Replicas {
     }
 
     #[track_caller]
+    fn know_each_other(replica: &Reach) {
+        eventually(PATIENCE, "it has heard of the other one", || {
+            replica.status()["replicas"]
+                .as_array()
+                .is_some_and(|others| others.iter().any(|other| other["config_hash"].is_string()))
+        });
+    }
+
+    #[track_caller]
     fn forget_the_wish(&self) {
         eventually(PATIENCE, "the wish is over", || {
             self.server.data(MAP, KEY).is_some_and(|text| !text.contains("rollback"))
@@ -97,6 +107,7 @@ fn an_earlier_configuration_serves_on_every_replica_until_its_file_changes() {
     other.reload(&replicas.setup(2, 80));
     command(&one, &["update", "a", "90", "--reason", "ticket 7"]).expect(0);
     eventually(PATIENCE, "the other one follows", || share(&other) == 90.0);
+    Replicas::know_each_other(&one);
     eventually(PATIENCE, "its history knows who, and why", || {
         let newest = newest(&other);
         (&newest["by"], &newest["reason"]) == (&json!("loopback on pod-1"), &json!("ticket 7"))
@@ -133,6 +144,7 @@ fn a_replica_without_the_configuration_says_so_and_stays() {
     one.reload(&replicas.setup(1, 80));
     let other = replicas.start(2, 80);
     let second = hash(&other);
+    Replicas::know_each_other(&one);
 
     let told = command(&one, &["rollback", "--config", &first, "--wait", "60s"]);
     told.expect(4);
@@ -145,7 +157,11 @@ fn a_replica_without_the_configuration_says_so_and_stays() {
     let told = one.status();
     assert_eq!(told["replicas"][0]["lacks"], json!(first));
     assert!(told["degraded"].to_string().contains("replica pod-2 does not follow the rollback"), "{told}");
-    command(&other, &["rollback", "--config", &first]).expect(4);
+    let body = json!({"hash": first}).to_string();
+    let headers = [("Content-Type", "application/json")];
+    let target = "/api/v1/config/rollback";
+    let answer = Client::plain(other.addresses.admin).exchange("POST", "localhost", target, &headers, body.as_bytes());
+    assert_eq!(answer.unwrap().status, 404);
 
     // One that starts with the file that was overruled is no better off; another file is newer than the wish.
     stays(&replicas.start(3, 80));
@@ -220,12 +236,16 @@ fn a_wish_is_handled_once_whatever_restarts() {
     eventually(PATIENCE, "it is followed", || hash(&replica) == first);
     assert_eq!(pinned(&replica)["by"], "ci on pod-9");
     let third = serve(&replica, 30);
-    serve(&replica, 31);
+    let fourth = serve(&replica, 31);
+    eventually(PATIENCE, "it is kept", || replica.state_file(&format!("history/{fourth}.yaml")).exists());
+    eventually(PATIENCE, "it is kept as the last good one", || {
+        std::fs::read_to_string(replica.state_file("last-good.yaml")).is_ok_and(|text| text.contains("percentage: 31"))
+    });
     server.be_silent(true);
     server.end_watches();
     server.edit(MAP, &json!({"data": {KEY: wish(&third)}}));
     replica.kill_and_restart_unready();
     server.be_silent(false);
-    eventually(PATIENCE, "it is followed after a restart", || hash(&replica) == third);
+    eventually(PATIENCE * 4, "it is followed after a restart", || hash(&replica) == third);
     assert!(wished(), "others may not have heard of it yet");
 }
