@@ -2,7 +2,7 @@
 //! `history` answers what happened last night and `rollback --config` goes back to it. Everything is bounded, replaced as
 //! a whole, and checked when it is read; nothing waits for the disk but the writer.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -94,9 +94,9 @@ pub struct Pinned {
     pub hash: String,
     /// The hash of the file's text that it was taken instead of.
     pub seen: String,
-    /// The same where it was asked for, if that is another replica: this text may still come here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seen_elsewhere: Option<String>,
+    /// The same on other replicas: these texts may still come here.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub seen_elsewhere: BTreeSet<String>,
     /// Since when.
     pub since: Timestamp,
     /// Who wanted it, as audit lines name them.
@@ -109,13 +109,13 @@ pub struct Pinned {
 impl Pinned {
     /// Whether a text of the file is one that it was taken instead of.
     pub fn overrules(&self, hash: &str) -> bool {
-        self.seen == hash || self.seen_elsewhere.as_deref() == Some(hash)
+        self.seen == hash || self.seen_elsewhere.contains(hash)
     }
 
     /// The same over this text of the file; any other than that is newer from now on, once the expected one has come.
-    pub fn over(self, seen: String) -> Self {
-        let seen_elsewhere = self.seen_elsewhere.filter(|expected| *expected != seen);
-        Self { seen, seen_elsewhere, ..self }
+    pub fn over(mut self, seen: String) -> Self {
+        self.seen_elsewhere.remove(&seen);
+        Self { seen, ..self }
     }
 }
 
@@ -257,6 +257,11 @@ impl History {
     /// Accepted files, the newest last.
     pub fn files(&self) -> Vec<Stored> {
         self.lock().files.clone()
+    }
+
+    /// Whether a file with this hash has been accepted here, and is kept.
+    pub fn knows(&self, hash: &str) -> bool {
+        self.lock().files.iter().any(|file| file.hash == hash)
     }
 
     /// The one hash that begins so.
@@ -708,7 +713,7 @@ mod tests {
         let pin = Pinned {
             hash: text(0).hash(),
             seen: text(1).hash(),
-            seen_elsewhere: Some(text(2).hash()),
+            seen_elsewhere: [text(2).hash()].into(),
             since: Timestamp::from_second(1).unwrap(),
             by: "ops".to_owned(),
             reason: None,

@@ -52,7 +52,7 @@ pub(super) struct Inner {
     pub(super) shared: Option<Shared>,
     pub(super) copied: u64,
     /// What replicas share of `state.rollback`, for whoever serves it.
-    pub(super) rollback: watch::Sender<Option<Rollback>>,
+    pub(super) rollback: watch::Sender<Option<Box<Rollback>>>,
 }
 
 /// What a change led to.

@@ -109,14 +109,19 @@ fn newest<'a, T: PartialEq>(
 
 /// The newest wish for an earlier configuration; what one side wishes outlives what the other side ended.
 fn rollback(
-    base: &Option<Rollback>,
-    ours: &Option<Rollback>,
-    theirs: &Option<Rollback>,
+    base: &Option<Box<Rollback>>,
+    ours: &Option<Box<Rollback>>,
+    theirs: &Option<Box<Rollback>>,
     lost: &mut Vec<Lost>,
-) -> Option<Rollback> {
+) -> Option<Box<Rollback>> {
+    let is_in_base = |wish: &Rollback| base.as_ref().is_some_and(|base| base.mark == wish.mark);
     match (ours, theirs) {
         _ if ours == base || ours == theirs => theirs.clone(),
         _ if theirs == base => ours.clone(),
+        (Some(our), Some(their)) if our.mark == their.mark => {
+            let seen = our.seen.union(&their.seen).cloned().collect();
+            Some(Box::new(Rollback { seen, ..(**their).clone() }))
+        }
         (Some(our), Some(their)) => {
             let (kept, given_up) = if our.mark.is_newer_than(&their.mark) { (our, their) } else { (their, our) };
             if kept.hash != given_up.hash {
@@ -127,7 +132,8 @@ fn rollback(
             }
             Some(kept.clone())
         }
-        (our, their) => our.as_ref().or(their.as_ref()).cloned(),
+        // One side ended what the other side only knows more about.
+        (our, their) => our.as_ref().or(their.as_ref()).filter(|wish| !is_in_base(wish)).cloned(),
     }
 }
 
@@ -340,7 +346,7 @@ services:
 
     #[test]
     fn the_newest_wish_for_an_earlier_configuration_holds_until_it_is_ended() {
-        let wish = |hash: &str, mark: Mark| Rollback { hash: hash.to_owned(), seen: "file".to_owned(), mark };
+        let wish = |hash: &str, mark: Mark| Rollback { hash: hash.to_owned(), seen: ["file".to_owned()].into(), mark };
         let first = State::default().roll_back(wish("1", mark(1, "1")));
         let [ours, theirs] =
             [("2", mark(2, "1")), ("3", mark(2, "2"))].map(|(hash, mark)| first.roll_back(wish(hash, mark)));
@@ -356,6 +362,15 @@ services:
         assert_eq!(merge(&first, &ended, &first), Merged { state: ended.clone(), lost: Vec::new() });
         assert_eq!(merge(&first, &first, &ended).state, ended);
         assert_eq!(merge(&first, &ended, &ours).state, ours, "a newer one is not ended");
+
+        let [here, there] = ["here", "there"].map(|seen| first.overrule(&mark(1, "1"), seen).unwrap());
+        let seen = merge(&first, &here, &there).state.rollback.unwrap().seen;
+        assert_eq!(seen, ["file", "here", "there"].map(str::to_owned).into());
+        assert_eq!(merge(&first, &ended, &there).state, ended);
+        assert_eq!(merge(&first, &there, &ended).state, ended);
+        for known in ["file", "1"] {
+            assert_eq!(first.overrule(&mark(1, "1"), known), None, "{known}");
+        }
     }
 
     #[test]

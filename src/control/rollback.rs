@@ -2,13 +2,15 @@
 //! serves it. Where replicas share their state, the newest wish is part of that, and each of them handles it once: one that
 //! does not have the configuration says so and stays as it is. A file that changes after the wish ends it.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use super::candidate::Candidate;
 use super::history::{Author, NotFound, Pinned, short};
 use super::reload::Reloader;
-use super::state::Rollback;
+use super::state::{Mark, Rollback};
 use super::status::Trouble;
 use super::watch::Watch;
 use crate::config::{ConfigError, source};
@@ -92,7 +94,7 @@ impl RollbackHandle {
 impl Reloader {
     /// Serves a configuration of the history until the file changes, here and on every replica.
     pub(super) fn roll_back(&mut self, wish: &Wish, watch: &mut Watch) -> Result<RolledBack, RollbackError> {
-        let (rolled_back, seen) = self.serve_earlier(&wish.hash, &wish.author, None, watch)?;
+        let (rolled_back, seen) = self.serve_earlier(&wish.hash, &wish.author, BTreeSet::new(), watch)?;
         let history = &self.parts.history;
         let wanted =
             self.parts.keeper.want_everywhere(&rolled_back.hash, &seen, &wish.author, history.handled().as_ref());
@@ -105,21 +107,28 @@ impl Reloader {
 
     /// Handles the newest wish of all replicas, unless that was done before or a file is newer.
     pub(super) fn follow_rollback(&mut self, watch: &mut Watch) {
-        let Some(Rollback { hash, seen, mark }) = self.parts.keeper.rollbacks().borrow().clone() else {
-            return self.lacks(None);
-        };
+        let Some(wish) = self.parts.keeper.rollbacks().borrow().clone() else { return self.lacks(None) };
+        let Rollback { hash, seen, mark } = *wish;
         let history = self.parts.history.clone();
         let is_handled = history.handled().is_some_and(|handled| !mark.is_newer_than(&handled));
-        if self.file != seen && self.file_since.is_some_and(|since| since >= mark.at) {
+        let is_file_later = self.file_since.is_some_and(|since| since >= mark.at);
+        if is_file_later && (is_handled || !seen.contains(&self.file)) {
             self.parts.keeper.end_rollback(&mark);
         } else if is_handled {
+            self.expect_overruled(&hash, seen, &mark);
             return self.lacks(None);
         } else {
             let author = Author { actor: mark.elsewhere(), claimed: None, reason: mark.reason.clone() };
-            if let Err(error) = self.serve_earlier(&hash, &author, Some(seen), watch) {
-                let (who, hash_shown) = (author.actor.as_str(), short(&hash));
-                let text = format!("the rollback to {hash_shown} by {who} is not followed on this replica: {error}");
-                return self.lacks(Some((hash, text)));
+            // Where all of that was served before, the file is ahead of it.
+            let is_ahead = seen.iter().all(|seen| history.knows(seen));
+            match self.serve_earlier(&hash, &author, seen, watch) {
+                Ok((_, seen)) if is_ahead => self.parts.keeper.overrule(&mark, &seen),
+                Ok(_) => {}
+                Err(error) => {
+                    let (who, short) = (author.actor.as_str(), short(&hash));
+                    let text = format!("the rollback to {short} by {who} is not followed on this replica: {error}");
+                    return self.lacks(Some((hash, text)));
+                }
             }
             tracing::warn!(hash, by = author.actor.as_str(), "an earlier configuration serves until the file changes");
         }
@@ -128,6 +137,29 @@ impl Reloader {
             history.write_soon();
         }
         self.lacks(None);
+    }
+
+    /// What a wish that was handled here has overruled on other replicas since then may still come here.
+    fn expect_overruled(&mut self, hash: &str, mut seen_elsewhere: BTreeSet<String>, mark: &Mark) {
+        let pinned = self.parts.history.pinned();
+        let seen = pinned.as_ref().map_or(&self.file, |pinned| &pinned.seen);
+        self.retain_to_come(&mut seen_elsewhere, seen);
+        let is_known = pinned.as_ref().map_or(seen_elsewhere.is_empty(), |pinned| {
+            pinned.hash != hash || seen_elsewhere.is_subset(&pinned.seen_elsewhere)
+        });
+        if is_known || self.served.text().hash() != hash {
+            return;
+        }
+        let seen = seen.clone();
+        let is_here = mark.replica == self.parts.status.replica();
+        let by = if is_here { mark.by.clone() } else { mark.elsewhere().as_str().to_owned() };
+        let (hash, since, reason) = (hash.to_owned(), mark.at, mark.reason.clone());
+        self.pin(Some(Pinned { hash, seen, seen_elsewhere, since, by, reason }));
+    }
+
+    /// What was here before does not come as something old: who writes it once more means it.
+    fn retain_to_come(&self, seen_elsewhere: &mut BTreeSet<String>, seen: &str) {
+        seen_elsewhere.retain(|elsewhere| elsewhere != seen && !self.parts.history.knows(elsewhere));
     }
 
     /// Another text of the file counts from now on. It is newer than whatever was handled before, also where the clock of
@@ -145,14 +177,14 @@ impl Reloader {
         &mut self,
         beginning: &str,
         author: &Author,
-        seen_elsewhere: Option<String>,
+        mut seen_elsewhere: BTreeSet<String>,
         watch: &mut Watch,
     ) -> Result<(RolledBack, String), RollbackError> {
         let hash = self.parts.history.find(beginning)?;
         let before = self.served.text().hash();
         let seen = source::read(&self.parts.path).map_or_else(|error| error.text.hash(), |text| text.hash());
-        let seen_elsewhere = seen_elsewhere.filter(|elsewhere| *elsewhere != seen && *elsewhere != hash);
-        let pinned = (seen != hash || seen_elsewhere.is_some()).then(|| Pinned {
+        self.retain_to_come(&mut seen_elsewhere, &seen);
+        let pinned = (seen != hash || !seen_elsewhere.is_empty()).then(|| Pinned {
             hash: hash.clone(),
             seen: seen.clone(),
             seen_elsewhere,

@@ -50,7 +50,7 @@ impl Keeper {
     }
 
     /// The newest wish for an earlier configuration, as it changes. There is none where nothing is shared.
-    pub fn rollbacks(&self) -> watch::Receiver<Option<Rollback>> {
+    pub fn rollbacks(&self) -> watch::Receiver<Option<Box<Rollback>>> {
         self.lock().rollback.subscribe()
     }
 
@@ -66,7 +66,8 @@ impl Keeper {
             let next = earlier.at.checked_add(SignedDuration::from_micros(1)).unwrap_or(Timestamp::MAX);
             mark.at = mark.at.max(next);
         }
-        let rollback = Rollback { hash: hash.to_owned(), seen: seen.to_owned(), mark: mark.clone() };
+        let seen = Some(seen).filter(|seen| *seen != hash).map(str::to_owned).into_iter().collect();
+        let rollback = Rollback { hash: hash.to_owned(), seen, mark: mark.clone() };
         let next = inner.state.roll_back(rollback);
         inner.put(next, false);
         drop(inner);
@@ -76,8 +77,17 @@ impl Keeper {
 
     /// A file is newer than this wish: nobody who starts from now on shall follow it.
     pub fn end_rollback(&self, mark: &Mark) {
+        self.put_if_any(|state| state.end_rollback(mark));
+    }
+
+    /// This wish was handled here, where the file has the text `seen`: it may come to other nodes later.
+    pub fn overrule(&self, mark: &Mark, seen: &str) {
+        self.put_if_any(|state| state.overrule(mark, seen));
+    }
+
+    fn put_if_any(&self, change: impl FnOnce(&State) -> Option<State>) {
         let mut inner = self.lock();
-        if let Some(next) = inner.state.end_rollback(mark) {
+        if let Some(next) = change(&inner.state) {
             inner.put(next, false);
             drop(inner);
             self.changed.notify_one();

@@ -4,7 +4,7 @@
 //!
 //! [`Keeper`]: super::keeper::Keeper
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use http::Method;
@@ -30,7 +30,7 @@ pub struct State {
     pub(super) freeze: Option<Mark>,
     /// The newest wish for an earlier configuration, where replicas share it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) rollback: Option<Rollback>,
+    pub(super) rollback: Option<Box<Rollback>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) services: BTreeMap<String, ServiceState>,
 }
@@ -40,8 +40,9 @@ pub struct State {
 pub struct Rollback {
     /// Its hash.
     pub hash: String,
-    /// The hash of the file's text where it was asked for. A node that gets this text later gets nothing newer.
-    pub seen: String,
+    /// The hashes of the newest texts of files that it overruled: a node that gets one of them later gets nothing newer.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub seen: BTreeSet<String>,
     /// Who wanted it, when and why.
     pub mark: Mark,
 }
@@ -293,7 +294,14 @@ impl State {
 
     /// The state after a wish for an earlier configuration.
     pub fn roll_back(&self, rollback: Rollback) -> Self {
-        Self { rollback: Some(rollback), ..self.clone() }
+        Self { rollback: Some(Box::new(rollback)), ..self.clone() }
+    }
+
+    /// The state after this wish overruled a text of a file on one more replica; `None` when it holds no such wish, or
+    /// nothing changes.
+    pub fn overrule(&self, mark: &Mark, seen: &str) -> Option<Self> {
+        let mut rollback = self.rollback.clone().filter(|rollback| rollback.mark == *mark && rollback.hash != seen)?;
+        rollback.seen.insert(seen.to_owned()).then(|| self.roll_back(*rollback))
     }
 
     /// The state after a file took the place of what this wish asked for; `None` when it holds no such wish.
@@ -960,7 +968,7 @@ mod tests {
         let (state, _) =
             state.change(&Change::Freeze { services: Some("a".to_owned()), on: true }, &file, &mark).unwrap();
 
-        let state = state.roll_back(Rollback { hash: "9f2c".to_owned(), seen: "0123".to_owned(), mark });
+        let state = state.roll_back(Rollback { hash: "9f2c".to_owned(), seen: ["0123".to_owned()].into(), mark });
 
         let text = plain::to_text(&state).unwrap();
         assert_eq!(plain::from_text::<State>(&text).unwrap(), state, "{text}");

@@ -78,6 +78,13 @@ fn command(replica: &Reach, arguments: &[&str]) -> Finished {
     finish(command)
 }
 
+/// A change where the address is not one that the command is accepted from by its name.
+fn post(replica: &Reach, target: &str, body: &str) -> u16 {
+    let headers = [("Content-Type", "application/json")];
+    let mut client = Client::plain(replica.addresses.admin);
+    client.exchange("POST", "localhost", target, &headers, body.as_bytes()).unwrap().status
+}
+
 fn share(replica: &Reach) -> f64 {
     replica.service("a")["percentage"]["effective"].as_f64().unwrap()
 }
@@ -158,10 +165,7 @@ fn a_replica_without_the_configuration_says_so_and_stays() {
     assert_eq!(told["replicas"][0]["lacks"], json!(first));
     assert!(told["degraded"].to_string().contains("replica pod-2 does not follow the rollback"), "{told}");
     let body = json!({"hash": first}).to_string();
-    let headers = [("Content-Type", "application/json")];
-    let target = "/api/v1/config/rollback";
-    let answer = Client::plain(other.addresses.admin).exchange("POST", "localhost", target, &headers, body.as_bytes());
-    assert_eq!(answer.unwrap().status, 404);
+    assert_eq!(post(&other, "/api/v1/config/rollback", &body), 404);
 
     // One that starts with the file that was overruled is no better off; another file is newer than the wish.
     stays(&replicas.start(3, 80));
@@ -189,6 +193,31 @@ fn a_node_that_gets_the_overruled_file_later_serves_the_earlier_one() {
     assert_eq!((hash(&late), share(&late)), (first, 20.0));
     late.reload(&replicas.setup(2, 83));
     assert_eq!((share(&late), pinned(&late)), (83.0, Value::Null));
+}
+
+#[test]
+fn a_replica_that_is_asked_before_the_overruled_file_comes_to_it_keeps_to_the_earlier_one() {
+    let replicas = Replicas::new(2);
+    let (quick, asked) = (replicas.start(1, 20), replicas.start(2, 20));
+    let first = hash(&quick);
+    quick.reload(&replicas.setup(1, 80));
+    let second = hash(&quick);
+    let body = json!({"hash": first, "reason": "p99"}).to_string();
+    assert_eq!(post(&asked, "/api/v1/config/rollback", &body), 200);
+    eventually(PATIENCE, "the other one goes back", || hash(&quick) == first);
+    eventually(PATIENCE, "the one that was asked knows what may come", || pinned(&asked)["hash"] == json!(first));
+    assert_eq!((&pinned(&asked)["by"], &pinned(&asked)["reason"]), (&json!("loopback"), &json!("p99")));
+
+    asked.file.replace(&asked.text(&replicas.setup(2, 80)));
+    eventually(PATIENCE, "the file has come", || {
+        asked.admin("/api/v1/history").json()["pinned"]["seen"] == json!(second)
+    });
+    assert_eq!((hash(&asked), hash(&quick)), (first.clone(), first));
+    for (number, replica) in [(1, &quick), (2, &asked)] {
+        replica.file.replace(&replica.text(&replicas.setup(number, 20)));
+        eventually(PATIENCE, "the file is the earlier one itself", || pinned(replica).is_null());
+    }
+    replicas.forget_the_wish();
 }
 
 #[test]
@@ -230,7 +259,7 @@ fn a_wish_is_handled_once_whatever_restarts() {
     // A newer one of another replica, first while it runs, then found at a start.
     let wish = |hash: &str| {
         let mark = json!({"at": jiff::Timestamp::now().to_string(), "replica": "pod-9", "by": "ci", "reason": "p99"});
-        json!({"rollback": {"hash": hash, "seen": "0".repeat(64), "mark": mark}}).to_string()
+        json!({"rollback": {"hash": hash, "seen": ["0".repeat(64)], "mark": mark}}).to_string()
     };
     server.edit(MAP, &json!({"data": {KEY: wish(&first)}}));
     eventually(PATIENCE, "it is followed", || hash(&replica) == first);
