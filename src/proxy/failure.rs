@@ -65,7 +65,7 @@ impl Failure {
             Self::Identity(error)
         } else if is_unprocessed(&error) {
             Self::Unprocessed(error)
-        } else if may_have_ended {
+        } else if may_have_ended && !is_word_of_peer(&error) {
             Self::Raced(error)
         } else {
             Self::Reset(error)
@@ -201,10 +201,18 @@ fn told(error: &hyper::Error) -> String {
 
 /// See [`Failure::Unprocessed`].
 fn is_unprocessed(error: &hyper::Error) -> bool {
-    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else { return false };
+    let Some(error) = h2_error(error).filter(|error| error.is_remote()) else { return false };
     let reason = error.reason();
-    error.is_remote()
-        && (reason == Some(h2::Reason::REFUSED_STREAM) || error.is_go_away() && reason == Some(h2::Reason::NO_ERROR))
+    reason == Some(h2::Reason::REFUSED_STREAM) || error.is_go_away() && reason == Some(h2::Reason::NO_ERROR)
+}
+
+/// The peer ended the stream or the connection with a word of its own, so it was there.
+fn is_word_of_peer(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(h2::Error::is_remote)
+}
+
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    error.source()?.downcast_ref()
 }
 
 /// The request, handed back by the connection that did not send it.

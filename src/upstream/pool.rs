@@ -618,9 +618,9 @@ impl Lease {
             && !self.pool.many_fields.swap(true, Ordering::Relaxed)
     }
 
-    /// The peer may have closed the connection while it was idle. On HTTP/2 the peer says what it did not process.
+    /// It had served before, so the peer may have ended it before it saw this request.
     pub fn may_have_ended(&self) -> bool {
-        self.reused && matches!(self.held, Held::Http1(_))
+        self.reused
     }
 
     /// Which side of the migration it leads to.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use sha2::{Digest, Sha256};
 
 use crate::support::app::Proxy;
@@ -314,24 +316,64 @@ canary: {header_rules: [{header: X-Pin, value: old, target: old_cluster}]}",
     assert_eq!(clusters.new.requests(), 0);
 }
 
+/// Requests that every step of the decision has a word in, with a fixed seed.
 #[test]
 fn explanations_and_traffic_agree() {
     let clusters = Clusters::new();
     let service = clusters.service("a").with(REVEAL).with(
-        "migration: {percentage: 35, sticky: {by: [\"header:X-User-Id\"]}}
-canary: {header_rules: [{header: X-Pin, value: new, target: new_cluster}]}",
+        "paths: [{prefix: /shop}, {regex: \"/a/[0-9]+\"}]
+migration: {percentage: 35, methods: [GET, HEAD], sticky: {by: [\"header:X-User-Id\", \"cookie:session\"]}}
+canary: {header_rules: [{header: X-Pin, value: new, target: new_cluster}, {header: X-Pin, prefix: old, target: old_cluster}],
+  cookie_rules: [{cookie: beta, present: true, target: new_cluster}],
+  ip_rules: [{cidr: 203.0.113.0/24, target: new_cluster}, {cidr: 203.0.113.7/32, target: old_cluster}]}",
     );
-    let proxy = Proxy::start(&Setup::new([service]));
+    let proxy = Proxy::start(&Setup::new([service]).listen("trusted_proxies: [127.0.0.1/32]"));
+    let mut client = proxy.client();
+    let mut dice = StdRng::seed_from_u64(20_260_101);
+    let mut seen = BTreeMap::new();
 
-    for number in 0..50 {
-        let user = format!("u{number}");
-        let response = proxy.get_with("a.old.test", "/shop", &[("X-User-Id", &user)]);
-        let told = proxy.admin(&format!("/api/v1/explain?host=a.old.test&path=/shop&header=X-User-Id:{user}")).json();
-        let (side, reason) = decision(&response);
-        assert_eq!((told["target"].as_str(), told["reason"].as_str()), (Some(side), Some(reason)), "{told}");
+    for _ in 0..1_000 {
+        let (method, target, headers) = random_request(&mut dice);
+        let fields: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let response = client.exchange(method, "a.old.test", target, &fields, b"").unwrap();
+        let query: String = headers.iter().map(|(name, value)| format!("&header={name}:{value}")).collect();
+        let address = headers.iter().find(|(name, _)| *name == "X-Forwarded-For").map_or("127.0.0.1", |(_, ip)| ip);
+        let query = format!("host=a.old.test&path={target}&method={method}&client_ip={address}{query}");
+        let told = proxy.admin(&format!("/api/v1/explain?{query}")).json();
+
+        let header = |name| response.header(name).unwrap_or("none");
+        let (side, reason) = (header("x-migration-target"), header("x-migration-reason"));
+        let target = told["target"].as_str().unwrap();
+        assert_eq!(told["reason"], reason, "{query}: {told}");
+        assert!(target == side || target == "draw", "{query}: {side}, {told}");
+        *seen.entry(reason.to_owned()).or_insert(0) += 1;
     }
-    let pinned = proxy.admin("/api/v1/explain?host=a.old.test&header=x-pin:new").json();
+
+    for reason in ["scope", "header", "cookie", "ip", "user", "weight"] {
+        assert!(seen.get(reason).is_some_and(|count| *count >= 10), "{reason} in {seen:?}");
+    }
+    let pinned = proxy.admin("/api/v1/explain?host=a.old.test&path=/shop&header=x-pin:new").json();
     assert_eq!(pinned["rule"], "canary.header_rules[0]");
+}
+
+fn random_request(dice: &mut StdRng) -> (&'static str, &'static str, Vec<(&'static str, String)>) {
+    let mut headers = Vec::new();
+    if dice.random_ratio(1, 2) {
+        headers.push(("X-User-Id", format!("u{}", dice.random_range(0..500))));
+    }
+    if dice.random_ratio(1, 8) {
+        headers.push(("X-Pin", ["new", "old-1", "other"][dice.random_range(0..3)].to_owned()));
+    }
+    if dice.random_ratio(1, 3) {
+        let name = ["session", "beta", "theme"][dice.random_range(0..3)];
+        headers.push(("Cookie", format!("{name}={}", dice.random_range(0..500))));
+    }
+    if dice.random_ratio(1, 4) {
+        headers.push(("X-Forwarded-For", format!("203.0.{}.{}", dice.random_range(112..115), dice.random_range(6..9))));
+    }
+    let method = ["GET", "GET", "GET", "HEAD", "DELETE"][dice.random_range(0..5)];
+    let target = ["/shop", "/shop/cart", "/a/17", "/a/b", "/"][dice.random_range(0..5)];
+    (method, target, headers)
 }
 
 #[test]

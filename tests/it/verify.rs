@@ -176,7 +176,8 @@ fn a_side_that_does_not_answer_is_a_difference() {
     let finished = scene.verify(&[]);
 
     let text = finished.expect(5);
-    assert!(text.contains("new no answer") && text.contains("Connection refused"), "{text}");
+    // What is said depends on how far the dying cluster got.
+    assert!(text.contains("new no answer") && text.contains("! answer"), "{text}");
     assert_eq!(scene.proxy.breaker("a"), "closed");
 }
 
