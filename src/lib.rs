@@ -20,6 +20,7 @@
 //! | [`app`] | builds every part, owns the runtimes, ends them in order |
 //! | [`telemetry`] | metrics, access log, audit and control lines, the last decisions, and the closed sets of [`labels`] |
 //! | [`tls`] | certificates: ours towards clients, identity and trust towards upstreams |
+//! | [`manifest`] | Kubernetes manifests of a configuration, and the other way |
 //! | [`net`] | bytes without HTTP |
 //! | [`readiness`], [`shutdown`] | may traffic come; has everything ended |
 //!
@@ -33,7 +34,7 @@
 //! 5  server    admin                   edges: sockets in, HTTP out
 //! 4  proxy     control                 one request (fast, bounded) · what changes (slow, may fail)
 //! 3  routing                           what is served
-//! 2  upstream                          one backend
+//! 2  upstream  manifest                one backend · text to and from Kubernetes
 //! 1  telemetry tls                     handles, certificates
 //! 0  config    net  readiness shutdown the bottom: names nothing of ours
 //! ```

@@ -15,6 +15,7 @@ pub mod freeze;
 pub mod generate;
 pub mod health;
 pub mod history;
+pub mod import;
 pub mod output;
 pub mod rollback;
 pub mod run;
@@ -89,6 +90,8 @@ enum Verb {
     Freeze(freeze::Arguments),
     /// Kubernetes manifests, alerts, the dashboard, the schema of the file
     Generate(generate::Arguments),
+    /// A file from Ingress and Service manifests of the old cluster
+    Import(import::Arguments),
     /// What keeps a service from working on new, each with its fix
     Doctor(doctor::Arguments),
     /// The same request to old and new, differences shown
@@ -152,6 +155,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::SafeMode(arguments) => safe_mode::run(&arguments),
         Verb::Freeze(arguments) => freeze::run(&arguments),
         Verb::Generate(arguments) => generate::run(&arguments),
+        Verb::Import(arguments) => import::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments),
         Verb::History(arguments) => history::run(&arguments),

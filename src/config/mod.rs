@@ -10,6 +10,8 @@ pub mod schema;
 pub mod source;
 pub mod units;
 
+pub(crate) mod tree;
+
 mod check;
 mod decode;
 mod defaults;
@@ -19,11 +21,11 @@ mod headers;
 mod interpolate;
 mod rules;
 mod service;
-mod tree;
 mod unavailable;
 mod values;
 
 pub use model::*;
+pub(crate) use problem::quote;
 pub use problem::{ConfigError, Place, Places, Problem, Severity, render_all};
 pub use source::Text;
 pub use units::{Authority, HostPattern, Percent};
@@ -77,6 +79,33 @@ pub fn duration(text: &str) -> Result<std::time::Duration, String> {
 /// What is wrong with it, in one line.
 pub fn method(text: &str) -> Result<http::Method, String> {
     values::method(text).map_err(|wrong| wrong.message)
+}
+
+/// A host that clients ask for as the file writes it, `*.suffix` too.
+///
+/// # Errors
+///
+/// What is wrong with it, in one line.
+pub fn host_pattern(text: &str) -> Result<HostPattern, String> {
+    values::host_pattern(text).map_err(|wrong| wrong.message)
+}
+
+/// A host as the file writes it, without a port.
+///
+/// # Errors
+///
+/// What is wrong with it, in one line.
+pub fn host_name(text: &str) -> Result<String, String> {
+    values::host_name(text).map_err(|wrong| wrong.message)
+}
+
+/// `host:port` as the file writes it.
+///
+/// # Errors
+///
+/// What is wrong with it, in one line.
+pub fn authority(text: &str) -> Result<Authority, String> {
+    values::authority(text).map_err(|wrong| wrong.message)
 }
 
 /// The environment of this process; what is not UTF-8 does not exist.

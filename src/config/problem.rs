@@ -154,7 +154,7 @@ pub fn render_all(problems: &[Problem], text: &Text, color: bool) -> String {
 }
 
 /// A value as it is quoted in messages: escaped and cut.
-pub(super) fn quote(value: &str) -> String {
+pub(crate) fn quote(value: &str) -> String {
     match value.char_indices().nth(SHOWN_VALUE) {
         Some((end, _)) => format!("{:?}…", &value[..end]),
         None => format!("{value:?}"),

@@ -11,20 +11,20 @@ use super::problem::{Place, quote};
 
 /// A value and its place. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub place: Place,
     pub value: Value,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Scalar(Scalar),
     List(Rc<Vec<Node>>),
     Map(Rc<Vec<Entry>>),
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Scalar {
+pub(crate) struct Scalar {
     pub text: Rc<str>,
     /// Written without quotes and not as a block.
     pub plain: bool,
@@ -33,7 +33,7 @@ pub(super) struct Scalar {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub key: Rc<str>,
     pub key_place: Place,
     pub value: Node,
@@ -41,7 +41,7 @@ pub(super) struct Entry {
 
 impl Node {
     /// The entries, when this is a mapping.
-    pub(super) fn entries(&self) -> Option<&Rc<Vec<Entry>>> {
+    pub(crate) fn entries(&self) -> Option<&Rc<Vec<Entry>>> {
         match &self.value {
             Value::Map(entries) => Some(entries),
             Value::Scalar(_) | Value::List(_) => None,
@@ -49,18 +49,18 @@ impl Node {
     }
 
     /// The value of a key, when this is a mapping that has it and it is not empty.
-    pub(super) fn get(&self, key: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         let entry = self.entries()?.iter().find(|entry| &*entry.key == key)?;
         (!entry.value.is_null()).then_some(&entry.value)
     }
 
     /// The value behind several keys.
-    pub(super) fn find(&self, keys: &[&str]) -> Option<&Node> {
+    pub(crate) fn find(&self, keys: &[&str]) -> Option<&Node> {
         keys.iter().try_fold(self, |node, key| node.get(key))
     }
 
     /// The text, when this is a scalar.
-    pub(super) fn text(&self) -> Option<&str> {
+    pub(crate) fn text(&self) -> Option<&str> {
         match &self.value {
             Value::Scalar(scalar) => Some(&scalar.text),
             Value::List(_) | Value::Map(_) => None,
@@ -68,12 +68,12 @@ impl Node {
     }
 
     /// Nothing was written, or `null`: the same as an absent key.
-    pub(super) fn is_null(&self) -> bool {
+    pub(crate) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar(scalar) if scalar.plain && matches!(&*scalar.text, "" | "~" | "null"))
     }
 
     /// What this is, for messages.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match &self.value {
             Value::Scalar(_) if self.is_null() => "nothing",
             Value::Scalar(_) => "text",
@@ -83,14 +83,14 @@ impl Node {
     }
 
     /// Where to report that something is missing here: the first key, else the value.
-    pub(super) fn first_key(&self) -> Place {
+    pub(crate) fn first_key(&self) -> Place {
         self.entries().and_then(|entries| entries.first()).map_or(self.place, |entry| entry.key_place)
     }
 }
 
 /// A mistake in the YAML itself.
 #[derive(Debug)]
-pub(super) struct Mistake {
+pub(crate) struct Mistake {
     pub place: Place,
     pub message: String,
     pub help: Option<String>,
@@ -98,7 +98,7 @@ pub(super) struct Mistake {
 
 /// Turns places in a text into places in the file that it stands in.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Shift {
+pub(crate) struct Shift {
     pub lines: u32,
     pub columns: u32,
     /// Everything is here, when lines cannot be told apart.
@@ -124,7 +124,7 @@ const MAX_EXPANSION: usize = 10;
 const MAX_DEPTH: usize = 200;
 
 /// The tree of a text, or `None` when it is empty or cannot be read; everything that is wrong goes to `mistakes`.
-pub(super) fn parse(text: &str, shift: Shift, mistakes: &mut Vec<Mistake>) -> Option<Node> {
+pub(crate) fn parse(text: &str, shift: Shift, mistakes: &mut Vec<Mistake>) -> Option<Node> {
     let mut options = Options::default();
     options.set_emit_comments(false);
     let mut builder = Builder {

@@ -1,3 +1,4 @@
 //! Kubernetes manifests of a configuration, and configurations of Kubernetes manifests.
 
 pub mod generate;
+pub mod import;

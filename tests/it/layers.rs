@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The lowest first. A module may name its own rank's module only when that is itself.
-const RANKS: [(&str, u8); 16] = [
+const RANKS: [(&str, u8); 15] = [
     ("config", 0),
     ("shutdown", 0),
     ("readiness", 0),
@@ -14,7 +14,6 @@ const RANKS: [(&str, u8); 16] = [
     ("tls", 1),
     ("manifest", 2),
     ("upstream", 2),
-    ("manifest", 2),
     ("routing", 3),
     ("proxy", 4),
     ("control", 4),
