@@ -181,7 +181,7 @@ impl Reader<'_> {
     fn annotation(&mut self, name: &str, value: &str, origin: &Origin) {
         let value = value.trim();
         match name {
-            "backend-protocol" => return self.protocol(value, origin),
+            "backend-protocol" => self.protocol(value, origin),
             "secure-backends" if value == "true" => self.settings.protocol = Some("https"),
             "grpc-backend" if value == "true" => self.settings.protocol = Some("h2c"),
             "secure-backends" | "grpc-backend" => {}

@@ -48,12 +48,15 @@ pub(super) struct Lone {
     pub origin: Origin,
 }
 
+/// The addresses of a Service, and their ports: name and number.
+type Endpoints = (Vec<String>, Vec<(String, String)>);
+
 /// Every Service and Endpoints of the files.
 #[derive(Debug, Default)]
 pub(super) struct Backends {
     services: BTreeMap<(String, String), Known>,
-    /// Addresses and ports (name, number) by namespace and name.
-    endpoints: BTreeMap<(String, String), (Vec<String>, Vec<(String, String)>)>,
+    /// By namespace and name.
+    endpoints: BTreeMap<(String, String), Endpoints>,
 }
 
 /// Where requests go.

@@ -144,7 +144,7 @@ fn route(
 }
 
 /// The routes of a location: one for each of its backends.
-pub(super) fn of_location(location: Location, namespace: &str, origin: &Origin, notes: &mut Notes) -> Vec<Route> {
+pub(super) fn of_location(location: &Location, namespace: &str, origin: &Origin, notes: &mut Notes) -> Vec<Route> {
     let mut found = Vec::new();
     let mut targets: Vec<(Target, &str)> = Vec::new();
     for (scheme, authority) in &location.backends {

@@ -5,6 +5,7 @@
 mod annotations;
 mod backends;
 mod draft;
+mod emit;
 mod ingress;
 mod mappings;
 mod nginx;
@@ -135,7 +136,7 @@ impl Found<'_> {
                 self.written(&text, object.node.clone(), &origin, notes);
             }
             kind => {
-                notes.note(&object.origin, format!("a {kind} says nothing about hosts and backends; it is not read"))
+                notes.note(&object.origin, format!("a {kind} says nothing about hosts and backends; it is not read"));
             }
         }
     }
@@ -171,7 +172,7 @@ impl Found<'_> {
             } else if ["server_name", "proxy_pass", "upstream "].iter().any(|word| scalar.text.contains(word)) {
                 for location in nginx::read(&scalar.text, &line, notes) {
                     let origin = line(location.line);
-                    self.routes.extend(ingress::of_location(location, &object.namespace, &origin, notes));
+                    self.routes.extend(ingress::of_location(&location, &object.namespace, &origin, notes));
                 }
             } else {
                 notes.note(
@@ -205,7 +206,7 @@ impl Found<'_> {
             let message = format!("{path}{}{help}", problem.message);
             match problem.severity {
                 Severity::Error => {
-                    notes.unmapped(&origin(problem.line.max(1)), format!("{message}; this file is left out"))
+                    notes.unmapped(&origin(problem.line.max(1)), format!("{message}; this file is left out"));
                 }
                 Severity::Warning => notes.warn(&origin(problem.line.max(1)), message),
             }
@@ -272,10 +273,10 @@ fn joined(written: &[Written], drafts: &[Draft], waits: bool, notes: &mut Notes)
     for (index, written) in written.iter().enumerate() {
         for entry in written.node.entries().map(|entries| entries.as_slice()).unwrap_or_default() {
             match &*entry.key {
-                "services" => draft::emit(&entry.value, 2, &mut services),
+                "services" => emit::emit(&entry.value, 2, &mut services),
                 key if index == 0 => {
                     out.push_str(&format!("{}:", objects::scalar(key)));
-                    draft::emit_value(&entry.value, 2, &mut out);
+                    emit::emit_value(&entry.value, 2, &mut out);
                 }
                 key => notes.unmapped(
                     &written.origin,
