@@ -142,7 +142,7 @@ fn the_new_host_comes_from_the_domain_else_from_an_external_name_else_it_is_to_b
         (a.clone() + &external("b"), None, "b.new.example"),
         (a.clone() + &external("b") + &external("a"), None, "a.new.example"),
         (a.clone() + &external("b") + &external("c"), None, "change-me.invalid"),
-        (a.clone(), None, "change-me.invalid"),
+        (a, None, "change-me.invalid"),
         (ingress("'*.old.example'"), Some("kong.example"), "change-me.invalid"),
     ] {
         let imported = import_text(&text, domain);
