@@ -25,7 +25,7 @@ step() {
 step 'the Deployment is complete' kube rollout status deployment/migration-proxy --timeout=60s
 step 'the objects are there' kube get service/migration-proxy service/migration-proxy-headless configmap/migration-config \
     configmap/migration-state poddisruptionbudget/migration-proxy networkpolicy/migration-proxy
-step 'the replicas may change the state, and nothing else' kube auth can-i update configmaps/migration-state \
+step 'the replicas may change the state, and nothing else' kube auth can-i patch configmaps/migration-state \
     --as "system:serviceaccount:$namespace:migration-proxy"
 step 'names, connections, certificates, file' kube exec deployment/migration-proxy -- /migration-proxy doctor
 step 'the replicas agree' kube exec deployment/migration-proxy -- /migration-proxy status --strict

@@ -134,7 +134,7 @@ impl App {
         let wishes = heeds_signals.then(|| signals(&threads.control)).transpose().map_err(other("signals"))?;
         let opened =
             opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &names, &threads));
-        let Opening { first, compiled, watch, broken, before, last_good, damaged, history } =
+        let Opening { first, compiled, watch, broken, before, is_file_new, last_good, damaged, history } =
             opened.map_err(StartError::Config)?;
         let Prepared { compiled, resolver, workers, logs } = compiled;
         let config = first.config().clone();
@@ -222,6 +222,7 @@ impl App {
             status: status.clone(),
             keeper: keeper.clone(),
             last_good,
+            is_file_new,
             history,
             wishes: earlier,
         };

@@ -1,5 +1,5 @@
 //! migration-proxy stands in front of an old and a new Kubernetes cluster and decides for every request which of them
-//! answers. This page is the map of its code; the manual is `README.md` and `config/full.yaml`.
+//! answers. This page is the map of its code; the manual is `README.md`, `docs/` and `config/full.yaml`.
 //!
 //! Sockets come in at [`server`] and become requests for one readable function, [`Proxy::handle`], which asks [`routing`]
 //! for a decision and [`upstream`] for a connection. [`control`] changes what [`routing`] serves while requests run;
@@ -112,7 +112,8 @@
 //! 14. What a command changed survives, until something newer changes it.
 //!     `state::commands_survive_kill_and_a_resync_but_not_another_declared_value`
 //! 15. Replicas that share a state serve one value of it, and never a third one. `sharing::no_update_of_a_thousand_is_lost`,
-//!     `sharing::files_that_change_apart_never_lead_to_a_third_value`
+//!     `sharing::files_that_change_apart_never_lead_to_a_third_value`,
+//!     `rollback::an_earlier_configuration_serves_on_every_replica_until_its_file_changes`
 //! 16. What other replicas or the API server say or do not say disturbs no traffic.
 //!     `sharing::a_lost_api_server_disturbs_no_traffic`, `fleet::peers_that_answer_garbage_or_never_are_unreachable`
 //! 17. Every change is one audit line, and the history has it with its way back. `history::what_happened_is_told_with_the_way_back`

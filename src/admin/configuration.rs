@@ -72,7 +72,8 @@ pub(super) async fn roll_back(
     })?;
     let history = state.history.clone();
     let stored = tokio::task::spawn_blocking(move || history.write()).await;
-    let unstored = stored.unwrap_or_else(|error| Err(error.to_string())).err();
+    let stored = stored.unwrap_or_else(|error| Err(error.to_string()));
+    let unstored = state.keeper.tell_others().await.and(stored).err();
     let report = state.reporter().report();
     Ok(answer::json(
         StatusCode::OK,

@@ -11,12 +11,15 @@ use super::client::{Client, encoded};
 use super::output::{self, Exit, Failure, NOTICE, printable};
 use super::words::counted;
 use crate::config;
-use crate::control::report::StatusReport;
+use crate::control::report::{ReplicaReport, StatusReport};
 use crate::telemetry::audit::Kind;
 use crate::telemetry::difference::{Difference, Said};
 
 /// Between two looks at what the replicas serve.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long replicas may take to be heard of when nobody asked to wait for them.
+const MOMENT: Duration = Duration::from_secs(5);
 
 /// Arguments of every verb that changes something.
 #[derive(Args, Debug)]
@@ -103,6 +106,43 @@ impl Outcome {
                     Exit::TimedOut,
                     format!("made, but not everywhere within {} s: {}", patience.as_secs(), printable(&who)),
                 ));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Looks whether every replica serves the configuration of this one, for as long as asked: exit 4 when one cannot. By
+    /// itself it looks for as long as replicas take when all is well.
+    pub(super) fn followed(&self, patience: Option<Duration>) -> Result<Exit, Failure> {
+        let start = Instant::now();
+        loop {
+            let report: StatusReport = self.client.json("/status")?;
+            let hash = Some(&report.config.hash);
+            let others = report.replicas.iter().filter(|replica| replica.config_hash.as_ref() != hash);
+            let (lacking, late): (Vec<_>, Vec<_>) = others.partition(|replica| replica.lacks.as_ref() == hash);
+            let names = |replicas: &[&ReplicaReport]| {
+                printable(&replicas.iter().map(|replica| &*replica.name).collect::<Vec<_>>().join(", "))
+            };
+            let waited = start.elapsed();
+            if late.is_empty() && lacking.is_empty() {
+                if patience.is_some() || !report.replicas.is_empty() {
+                    let replicas = counted(report.replicas.len() + 1, "replica", "replicas");
+                    output::tell(&format!("{replicas} after {:.1} s", waited.as_secs_f64()));
+                }
+                return Ok(Exit::Done);
+            }
+            if late.is_empty() {
+                let names = names(&lacking);
+                output::tell(&format!("{NOTICE}warning{NOTICE:#}: not followed, for want of this file, by {names}"));
+                return Ok(Exit::Degraded);
+            }
+            if waited > patience.unwrap_or(MOMENT) {
+                let text = format!("made, but not everywhere within {:.0} s: {}", waited.as_secs_f64(), names(&late));
+                if patience.is_some() {
+                    return Err(Failure::new(Exit::TimedOut, text));
+                }
+                output::tell(&format!("{NOTICE}warning{NOTICE:#}: {text}"));
+                return Ok(Exit::Degraded);
             }
             std::thread::sleep(LOOK);
         }

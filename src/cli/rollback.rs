@@ -22,6 +22,9 @@ pub struct Arguments {
     /// Serve this earlier configuration until the file changes; the beginning of its hash
     #[arg(long, value_name = "HASH", conflicts_with_all = ["services", "to", "close_streams"])]
     config: Option<String>,
+    /// With --config: wait so long until every replica serves it
+    #[arg(long, value_name = "2m", requires = "config", value_parser = change::duration)]
+    wait: Option<Duration>,
     /// The share that stays on new
     #[arg(long, value_name = "PERCENT", default_value = "0")]
     to: Percent,
@@ -42,9 +45,10 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         let body = Map::from_iter([("hash".to_owned(), json!(hash))]);
         let outcome = arguments.change.make_or(Method::POST, "/api/v1/config/rollback", body, exit)?;
         if outcome.answer()["config"]["pinned"].is_object() {
-            output::tell("this replica does not follow its file until the file changes");
+            output::tell("the file is not followed until it changes");
         }
-        return outcome.tell();
+        let exit = outcome.tell()?;
+        return outcome.followed(arguments.wait).map(|followed| if exit == Exit::Done { followed } else { exit });
     }
     let services = arguments.services.as_deref().unwrap_or_default();
     let mut body =

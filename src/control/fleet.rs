@@ -65,6 +65,8 @@ enum Difference {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
     hash: String,
+    /// A configuration that it was told to serve and cannot; nobody has to agree on that.
+    lacks: Option<String>,
     safe_mode: bool,
     services: BTreeMap<String, ServiceView>,
 }
@@ -91,6 +93,8 @@ pub(super) struct Told {
 #[derive(Deserialize)]
 struct ToldConfig {
     hash: String,
+    #[serde(default)]
+    lacks: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -127,7 +131,8 @@ impl View {
             };
             (service.name().to_owned(), view)
         });
-        Self { hash: hash.to_owned(), safe_mode: snapshot.safe_mode.is_on(), services: services.collect() }
+        let safe_mode = snapshot.safe_mode.is_on();
+        Self { hash: hash.to_owned(), lacks: None, safe_mode, services: services.collect() }
     }
 
     fn difference(&self, other: &Self) -> Option<Difference> {
@@ -180,7 +185,9 @@ impl From<Told> for View {
             };
             (service.name, view)
         });
-        Self { hash: bounded(&told.config.hash), safe_mode: told.safe_mode, services: services.collect() }
+        let ToldConfig { hash, lacks } = told.config;
+        let (hash, lacks) = (bounded(&hash), lacks.as_deref().map(bounded));
+        Self { hash, lacks, safe_mode: told.safe_mode, services: services.collect() }
     }
 }
 
@@ -304,6 +311,7 @@ impl Peer {
             state: state.as_str().to_owned(),
             address: address.to_string(),
             config_hash: self.view.as_ref().map(|view| view.hash.clone()),
+            lacks: self.view.as_ref().and_then(|view| view.lacks.clone()),
             safe_mode: self.view.as_ref().is_some_and(|view| view.safe_mode),
             error: self.failing.as_ref().map(|(_, why)| why.clone()),
             services: services.take(MOST_SERVICES).map(|(name, service)| service.report(name)).collect(),
@@ -318,6 +326,10 @@ impl Peer {
                 .then(|| format!("replica {name} does not answer for {} s: {why}", lasted.as_secs()));
         }
         let view = self.view.as_ref()?;
+        if let Some(hash) = &view.lacks {
+            let hash = short(hash);
+            return Some(format!("replica {name} does not follow the rollback to {hash}, which it cannot serve"));
+        }
         // What has lasted counts, if it lasts still.
         let difference = view.difference(own)?;
         let (since, lasting) = self.differs.filter(|(_, lasting)| *lasting == difference)?;

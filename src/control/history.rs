@@ -2,16 +2,18 @@
 //! `history` answers what happened last night and `rollback --config` goes back to it. Everything is bounded, replaced as
 //! a whole, and checked when it is read; nothing waits for the disk but the writer.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::last_good::LastGood;
+use super::state::Mark;
 use super::state_file::replace;
 use crate::config::Text;
 use crate::telemetry::audit::{Actor, Audit, Heard};
@@ -31,6 +33,10 @@ const MOST_CHANGES: usize = 1_000;
 
 /// What the same author changes within this time, in milliseconds, is one entry: a pattern means many services.
 const ONE_MOMENT: i64 = 200;
+
+/// What serves instead of the file, and the newest wish that was handled.
+const PINNED: &str = "pinned.json";
+const HANDLED: &str = "handled.json";
 
 /// As much of a hash as people compare.
 const SHORT_HASH: usize = 12;
@@ -88,6 +94,9 @@ pub struct Pinned {
     pub hash: String,
     /// The hash of the file's text that it was taken instead of.
     pub seen: String,
+    /// The same on other replicas: these texts may still come here.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub seen_elsewhere: BTreeSet<String>,
     /// Since when.
     pub since: Timestamp,
     /// Who wanted it, as audit lines name them.
@@ -95,6 +104,19 @@ pub struct Pinned {
     /// Why.
     #[serde(default)]
     pub reason: Option<String>,
+}
+
+impl Pinned {
+    /// Whether a text of the file is one that it was taken instead of.
+    pub fn overrules(&self, hash: &str) -> bool {
+        self.seen == hash || self.seen_elsewhere.contains(hash)
+    }
+
+    /// The same over this text of the file; any other than that is newer from now on, once the expected one has come.
+    pub fn over(mut self, seen: String) -> Self {
+        self.seen_elsewhere.remove(&seen);
+        Self { seen, ..self }
+    }
 }
 
 /// An accepted file that is kept.
@@ -137,8 +159,10 @@ struct Inner {
     /// Texts that are not written yet.
     unwritten: Vec<Text>,
     pinned: Option<Pinned>,
+    handled: Option<Mark>,
     is_entry_unwritten: bool,
     is_pin_unwritten: bool,
+    is_handled_unwritten: bool,
 }
 
 impl History {
@@ -149,7 +173,8 @@ impl History {
         for entry in read_entries(&directory.join("events.jsonl")) {
             inner.push(entry);
         }
-        inner.pinned = read_pin(&directory.join("pinned.json"));
+        inner.pinned = read_json(&directory.join(PINNED));
+        inner.handled = read_json(&directory.join(HANDLED));
         Arc::new(Self { directory, inner: Mutex::new(inner), writing: Mutex::default() })
     }
 
@@ -234,6 +259,11 @@ impl History {
         self.lock().files.clone()
     }
 
+    /// Whether a file with this hash has been accepted here, and is kept.
+    pub fn knows(&self, hash: &str) -> bool {
+        self.lock().files.iter().any(|file| file.hash == hash)
+    }
+
     /// The one hash that begins so.
     ///
     /// # Errors
@@ -281,6 +311,18 @@ impl History {
         inner.pinned = pinned;
     }
 
+    /// The newest wish of any replica for an earlier configuration that was handled here, whatever became of it since.
+    pub fn handled(&self) -> Option<Mark> {
+        self.lock().handled.clone()
+    }
+
+    /// This wish needs nothing any more; written with the next [`History::write`].
+    pub fn handle(&self, wish: &Mark) {
+        let mut inner = self.lock();
+        inner.is_handled_unwritten |= inner.handled.as_ref() != Some(wish);
+        inner.handled = Some(wish.clone());
+    }
+
     /// Writes what is not written yet, where nothing waits for it.
     pub fn write_soon(self: &Arc<Self>) {
         let history = self.clone();
@@ -309,10 +351,11 @@ impl History {
     }
 
     fn write_all(&self) -> Result<(), String> {
-        let (texts, entries, pin) = {
+        let (texts, entries, pin, handled) = {
             let inner = self.lock();
             let entries = inner.is_entry_unwritten.then(|| inner.lines());
-            (inner.unwritten.clone(), entries, inner.is_pin_unwritten.then(|| inner.pinned.clone()))
+            let pin = inner.is_pin_unwritten.then(|| inner.pinned.clone());
+            (inner.unwritten.clone(), entries, pin, inner.is_handled_unwritten.then(|| inner.handled.clone()))
         };
         for text in &texts {
             let file = self.file(&text.hash());
@@ -330,17 +373,25 @@ impl History {
             inner.is_entry_unwritten = inner.lines().1 != count;
         }
         if let Some(pin) = pin {
-            self.write_pin(pin.as_ref())?;
+            self.write_json(PINNED, pin.as_ref())?;
             let mut inner = self.lock();
             inner.is_pin_unwritten = inner.pinned != pin;
+        }
+        // After the pin: a wish that is handled twice does no harm, and one that is not handled at all does.
+        if let Some(handled) = handled {
+            self.write_json(HANDLED, handled.as_ref())?;
+            let mut inner = self.lock();
+            inner.is_handled_unwritten = inner.handled != handled;
         }
         Ok(())
     }
 
-    fn write_pin(&self, pin: Option<&Pinned>) -> Result<(), String> {
-        let path = self.directory.join("pinned.json");
-        let written = match pin {
-            Some(pin) => serde_json::to_vec(pin).map_err(std::io::Error::from).and_then(|text| replace(&path, &text)),
+    fn write_json(&self, name: &str, value: Option<&impl Serialize>) -> Result<(), String> {
+        let path = self.directory.join(name);
+        let written = match value {
+            Some(value) => {
+                serde_json::to_vec(value).map_err(std::io::Error::from).and_then(|text| replace(&path, &text))
+            }
             None => match fs::remove_file(&path) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
                 removed => removed,
@@ -507,13 +558,13 @@ fn read_entries(path: &Path) -> Vec<Entry> {
     entries
 }
 
-fn read_pin(path: &Path) -> Option<Pinned> {
+fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let text = fs::read(path).ok()?;
-    let pinned = serde_json::from_slice(&text);
-    if let Err(error) = &pinned {
-        tracing::error!(%error, path = %path.display(), "which configuration serves instead of the file cannot be read");
+    let value = serde_json::from_slice(&text);
+    if let Err(error) = &value {
+        tracing::error!(%error, path = %path.display(), "what is known of rollbacks cannot be read");
     }
-    pinned.ok()
+    value.ok()
 }
 
 #[cfg(test)]
@@ -662,6 +713,7 @@ mod tests {
         let pin = Pinned {
             hash: text(0).hash(),
             seen: text(1).hash(),
+            seen_elsewhere: [text(2).hash()].into(),
             since: Timestamp::from_second(1).unwrap(),
             by: "ops".to_owned(),
             reason: None,
@@ -669,11 +721,29 @@ mod tests {
         let history = History::open(directory.path());
         history.pin(Some(pin.clone()));
         history.write().unwrap();
-        assert_eq!(History::open(directory.path()).pinned(), Some(pin));
+        assert_eq!(History::open(directory.path()).pinned(), Some(pin.clone()));
 
         history.pin(None);
         history.write().unwrap();
         assert_eq!(History::open(directory.path()).pinned(), None);
+
+        let overruled = |pin: &Pinned| [0, 1, 2, 3].map(|number| pin.overrules(&text(number).hash()));
+        assert_eq!(overruled(&pin), [false, true, true, false]);
+        assert_eq!(overruled(&pin.over(text(2).hash())), [false, false, true, false], "the way back is a change");
+    }
+
+    #[test]
+    fn a_wish_that_was_handled_is_remembered() {
+        let directory = TempDir::new().unwrap();
+        let at = Timestamp::from_second(1).unwrap();
+        let mark = Mark { at, replica: "pod-1".to_owned(), by: "ops".to_owned(), reason: None };
+        let history = History::open(directory.path());
+        assert_eq!(history.handled(), None);
+
+        history.handle(&mark);
+        history.write().unwrap();
+
+        assert_eq!(History::open(directory.path()).handled(), Some(mark));
     }
 
     #[test]

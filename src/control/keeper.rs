@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::shared::{Opening, Remote, Shared, Store};
-use super::state::{Change, Declared, Entry, Mark, Refusal, State};
+use super::state::{Change, Declared, Entry, Mark, Refusal, Rollback, State};
 use super::state_file::{self, StateFile};
 use super::status::{Status, Trouble};
 use crate::config::Config;
@@ -51,6 +51,8 @@ pub(super) struct Inner {
     /// What is known of what replicas share, when they do; the file is a copy then.
     pub(super) shared: Option<Shared>,
     pub(super) copied: u64,
+    /// What replicas share of `state.rollback`, for whoever serves it.
+    pub(super) rollback: watch::Sender<Option<Box<Rollback>>>,
 }
 
 /// What a change led to.
@@ -98,6 +100,7 @@ impl Keeper {
             let base = file.base().read().ok().flatten().unwrap_or_else(|| state.clone());
             Shared::unknown(base, Opening { before: before.clone(), token, since: Instant::now() })
         });
+        let rollback = state.rollback.clone().filter(|_| shared.is_some());
         let inner = Inner {
             state,
             declared: Declared::of(config),
@@ -106,6 +109,7 @@ impl Keeper {
             stored: 0,
             shared,
             copied: 0,
+            rollback: watch::Sender::new(rollback),
         };
         let (turn, changed) = (tokio::sync::Mutex::default(), Notify::new());
         let keeper = Arc::new(Self { file, remote, live, telemetry, status, turn, inner: Mutex::new(inner), changed });
@@ -130,7 +134,11 @@ impl Keeper {
     pub async fn examine(&self) -> Vec<Finding> {
         let directory = self.live.snapshot().config.reload.state_dir.clone();
         let written = tokio::task::spawn_blocking(move || state_file::examine(&directory)).await;
-        written.into_iter().collect()
+        let mut findings: Vec<Finding> = written.into_iter().collect();
+        if let Some(remote) = &self.remote {
+            findings.extend(remote.examine().await);
+        }
+        findings
     }
 
     /// Makes a change to its end, also when whoever asked for it has left meanwhile.
@@ -364,6 +372,13 @@ pub(super) fn tell_expired(entries: &[Entry]) {
 
 impl Inner {
     pub(super) fn put(&mut self, state: State, is_stored: bool) {
+        if self.shared.is_some() {
+            self.rollback.send_if_modified(|known| {
+                let is_news = *known != state.rollback;
+                known.clone_from(&state.rollback);
+                is_news
+            });
+        }
         self.state = state;
         self.version += 1;
         if is_stored {

@@ -2,7 +2,7 @@
 //! change. A lost API server is tried again for ever; what the rights of the service account do not allow is said with the
 //! Role that would.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use super::shared::{self, Asked, Content, Found, Learnt, Remote, RemoteError, Re
 use super::state::State;
 use crate::config::{self, Environment, plain};
 use crate::shutdown::Drain;
+use crate::upstream::finding::Finding;
 
 /// The key of the state.
 const KEY: &str = "state.yaml";
@@ -237,6 +238,32 @@ impl StateMap {
         }
     }
 
+    /// What an attempt says of a right.
+    fn right<T>(&self, verb: &str, tried: Result<T, Fault>) -> Finding {
+        let Self { name, namespace, .. } = self;
+        match tried {
+            Ok(_) => Finding::ok("rbac", format!("{verb} of ConfigMap {name} in namespace {namespace} is allowed")),
+            Err(Fault::Api(status)) if status.is_forbidden() => Finding::fail(
+                "rbac",
+                format!("{verb} of ConfigMap {name} in namespace {namespace} is forbidden: {}", short(&status.message)),
+                format!(
+                    "apply k8s/rbac.yaml: the Role of our service account needs get, list, watch and patch of configmaps \
+                     with resourceNames [{name}]"
+                ),
+            ),
+            Err(Fault::Api(status)) if status.is_not_found() => Finding::fail(
+                "rbac",
+                format!("there is no ConfigMap {name} in namespace {namespace}"),
+                format!("kubectl -n {namespace} create configmap {name}"),
+            ),
+            Err(fault) => Finding::fail(
+                "rbac",
+                format!("{verb} of ConfigMap {name}: {}", self.failed(fault)),
+                "let a NetworkPolicy allow the API server (its Service and its own address), and the pod mount its token",
+            ),
+        }
+    }
+
     fn forbidden(&self, status: &Status) -> String {
         format!(
             "{}; the Role of our service account needs get, list, watch and patch of configmaps with resourceNames \
@@ -255,6 +282,19 @@ impl Remote for StateMap {
 
     fn write<'a>(&'a self, state: &'a State, known: &'a Found) -> Asked<'a, Revision> {
         Box::pin(self.replace(state, known))
+    }
+
+    fn examine(&self) -> Pin<Box<dyn Future<Output = Vec<Finding>> + Send + '_>> {
+        Box::pin(async {
+            let named = ListParams::default().fields(&format!("metadata.name={}", self.name)).limit(1);
+            let nothing = Patch::Merge(json!({}));
+            let dry = PatchParams { dry_run: true, ..PatchParams::default() };
+            vec![
+                self.right("get", answered(self.maps.get(&self.name)).await),
+                self.right("list", answered(self.maps.list(&named)).await),
+                self.right("patch", answered(self.maps.patch(&self.name, &dry, &nothing)).await),
+            ]
+        })
     }
 }
 

@@ -2,8 +2,10 @@
 //! changed the same, the newest intent wins, by time and then by the replica's name. Everything here is a function of
 //! states.
 
+use super::history::short;
 use super::state::{
-    Change, Clock, Declared, Entry, Mark, Migration, Override, ServiceState, Share, State, methods_entry,
+    Change, Clock, Declared, Entry, Mark, Migration, Override, Rollback, Said, ServiceState, Share, State,
+    methods_entry,
 };
 use crate::telemetry::audit::Kind;
 
@@ -31,6 +33,7 @@ pub fn merge(base: &State, ours: &State, theirs: &State) -> Merged {
     let mut state = State {
         safe_mode: switch(&base.safe_mode, &ours.safe_mode, &theirs.safe_mode),
         freeze: switch(&base.freeze, &ours.freeze, &theirs.freeze),
+        rollback: rollback(&base.rollback, &ours.rollback, &theirs.rollback, &mut lost),
         ..State::default()
     };
     let none = ServiceState::default();
@@ -101,6 +104,36 @@ fn newest<'a, T: PartialEq>(
         }
         (Some(_), None) => keep(ours, true, None),
         (None, _) => keep(theirs, false, None),
+    }
+}
+
+/// The newest wish for an earlier configuration; what one side wishes outlives what the other side ended.
+fn rollback(
+    base: &Option<Box<Rollback>>,
+    ours: &Option<Box<Rollback>>,
+    theirs: &Option<Box<Rollback>>,
+    lost: &mut Vec<Lost>,
+) -> Option<Box<Rollback>> {
+    let is_in_base = |wish: &Rollback| base.as_ref().is_some_and(|base| base.mark == wish.mark);
+    match (ours, theirs) {
+        _ if ours == base || ours == theirs => theirs.clone(),
+        _ if theirs == base => ours.clone(),
+        (Some(our), Some(their)) if our.mark == their.mark => {
+            let seen = our.seen.union(&their.seen).cloned().collect();
+            Some(Box::new(Rollback { seen, ..(**their).clone() }))
+        }
+        (Some(our), Some(their)) => {
+            let (kept, given_up) = if our.mark.is_newer_than(&their.mark) { (our, their) } else { (their, our) };
+            if kept.hash != given_up.hash {
+                let said = |wish: &Rollback| Some(Said::text(short(&wish.hash)));
+                let key = Some("configuration".to_owned());
+                let entry = Entry { kind: Kind::Refused, service: None, key, from: said(given_up), to: said(kept) };
+                lost.push(Lost { entry, winner: kept.mark.clone() });
+            }
+            Some(kept.clone())
+        }
+        // One side ended what the other side only knows more about.
+        (our, their) => our.as_ref().or(their.as_ref()).filter(|wish| !is_in_base(wish)).cloned(),
     }
 }
 
@@ -185,7 +218,7 @@ fn turned<'a>(on: bool, before: &Option<Mark>, after: &'a Option<Mark>, asked: &
 
 impl Mark {
     /// The newest is decided by time, then by the replica's name, so that every replica decides alike.
-    fn is_newer_than(&self, other: &Self) -> bool {
+    pub(super) fn is_newer_than(&self, other: &Self) -> bool {
         (self.at, &self.replica) > (other.at, &other.replica)
     }
 }
@@ -309,6 +342,35 @@ services:
         assert_eq!(merge(&base, &newer, &confirmed).state.confirm_by("a"), None);
         let merged = merge(&base, &confirmed, &expired).state;
         assert_eq!((share(&merged, "a"), merged.confirm_by("a")), (Some("20".into()), None));
+    }
+
+    #[test]
+    fn the_newest_wish_for_an_earlier_configuration_holds_until_it_is_ended() {
+        let wish = |hash: &str, mark: Mark| Rollback { hash: hash.to_owned(), seen: ["file".to_owned()].into(), mark };
+        let first = State::default().roll_back(wish("1", mark(1, "1")));
+        let [ours, theirs] =
+            [("2", mark(2, "1")), ("3", mark(2, "2"))].map(|(hash, mark)| first.roll_back(wish(hash, mark)));
+
+        let Merged { state, lost } = merge(&first, &ours, &theirs);
+        assert_eq!(state, theirs, "by time, then by name");
+        assert_eq!((lost.len(), &lost[0].winner), (1, &mark(2, "2")));
+        assert_eq!(merge(&first, &theirs, &ours).state, state, "whoever looks");
+
+        let ended = first.end_rollback(&mark(1, "1")).unwrap();
+        assert_eq!(ended, State::default());
+        assert_eq!(ours.end_rollback(&mark(1, "1")), None, "another one holds");
+        assert_eq!(merge(&first, &ended, &first), Merged { state: ended.clone(), lost: Vec::new() });
+        assert_eq!(merge(&first, &first, &ended).state, ended);
+        assert_eq!(merge(&first, &ended, &ours).state, ours, "a newer one is not ended");
+
+        let [here, there] = ["here", "there"].map(|seen| first.overrule(&mark(1, "1"), seen).unwrap());
+        let seen = merge(&first, &here, &there).state.rollback.unwrap().seen;
+        assert_eq!(seen, ["file", "here", "there"].map(str::to_owned).into());
+        assert_eq!(merge(&first, &ended, &there).state, ended);
+        assert_eq!(merge(&first, &there, &ended).state, ended);
+        for known in ["file", "1"] {
+            assert_eq!(first.overrule(&mark(1, "1"), known), None, "{known}");
+        }
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Opening<T> {
     pub broken: Option<ConfigError>,
     /// What was served when this process last ran; `None` when it never did.
     pub before: Option<Candidate>,
+    /// The file serves, and has changed since this replica ran last, or never served here.
+    pub is_file_new: bool,
     /// Where accepted files are kept.
     pub last_good: LastGood,
     /// Why the last good copy cannot be used.
@@ -57,6 +59,7 @@ pub fn open<T>(
         Err(error) => (last_good::locate(path, &error.text), error.text.hash()),
     };
     let (last_good, history) = (LastGood::in_directory(&directory), History::open(&directory));
+    let seen_before = history.pinned().map(|pinned| pinned.seen);
     let opened = match pinned(&history, &seen).map(|text| attempt(Candidate::decode(text, environment))) {
         Some(Ok(pinned)) => Ok(pinned),
         Some(Err(error)) => {
@@ -94,22 +97,27 @@ pub fn open<T>(
     watch.configure(&first.config().reload);
     watch.set_files(first.files(environment));
     remember(&history, &first, before.as_ref());
-    Ok(Opening { first, compiled, watch, broken, before, last_good, damaged, history })
+    let seen_before = seen_before.or_else(|| before.as_ref().map(|before| before.text().hash()));
+    let is_file_new = broken.is_none() && history.pinned().is_none() && seen_before.as_ref() != Some(&seen);
+    Ok(Opening { first, compiled, watch, broken, before, is_file_new, last_good, damaged, history })
 }
 
 /// The configuration that serves instead of the file whose text has the hash `seen`. Another text of the file is newer than
 /// the wish for an earlier one.
 fn pinned(history: &History, seen: &str) -> Option<Text> {
     let pinned = history.pinned()?;
-    if pinned.seen != seen {
+    if !pinned.overrules(seen) {
         tracing::info!(hash = pinned.hash, "the file has changed and serves again");
         history.pin(None);
         return None;
     }
     let text = history.text(&pinned.hash);
-    if let Err(error) = &text {
-        tracing::error!(%error, "the pinned configuration cannot serve, the file does");
-        history.pin(None);
+    match &text {
+        Ok(_) => history.pin(Some(pinned.over(seen.to_owned()))),
+        Err(error) => {
+            tracing::error!(%error, "the pinned configuration cannot serve, the file does");
+            history.pin(None);
+        }
     }
     text.ok()
 }

@@ -15,15 +15,15 @@ use super::keeper::Keeper;
 use super::last_good::LastGood;
 use super::listeners::{self, Listeners};
 use super::restart::Fixed;
-use super::rollback::{RollbackError, RolledBack, Wish};
+use super::rollback::Wish;
 use super::status::{Status, Trouble};
 use super::watch::Watch;
 use super::{differences, expiry, lost_hosts, mounts};
-use crate::config::{ConfigError, Environment, OnLostHost, Problem, Severity, source};
+use crate::config::{ConfigError, Environment, OnLostHost, Problem, Severity, Text, source};
 use crate::routing::live::Live;
 use crate::routing::snapshot::Means;
 use crate::shutdown::Drain;
-use crate::telemetry::audit::Kind;
+use crate::telemetry::audit::{Actor, Kind};
 use crate::telemetry::difference::{Difference, Said};
 use crate::telemetry::labels::ReloadResult;
 use crate::telemetry::logs::LogHandle;
@@ -61,6 +61,8 @@ pub struct Parts {
     pub keeper: Arc<Keeper>,
     /// Where accepted files are kept.
     pub last_good: LastGood,
+    /// The file has changed since this replica ran last, or never served here.
+    pub is_file_new: bool,
     /// What was served, and when.
     pub history: Arc<History>,
     /// Wishes for an earlier configuration.
@@ -69,9 +71,12 @@ pub struct Parts {
 
 /// Serves newer files as they come.
 pub struct Reloader {
-    parts: Parts,
+    pub(super) parts: Parts,
     fixed: Fixed,
-    served: Candidate,
+    pub(super) served: Candidate,
+    /// The hash of the file's newest text that counts, and since when it does, if it has changed at all.
+    pub(super) file: String,
+    pub(super) file_since: Option<Timestamp>,
     /// Some file that the served configuration names cannot be used as it is now.
     files_failed: bool,
     requested: Arc<Notify>,
@@ -115,13 +120,15 @@ impl Reloader {
             tracing::warn!(hash, by, "an earlier configuration serves until the file changes");
         }
         let configuration = parts.status.update(|configuration| {
-            configuration.pinned = pinned;
+            configuration.pinned.clone_from(&pinned);
             configuration.clone()
         });
         process.configuration(configuration.generation, &configuration.hash);
         log_warnings(configuration.warnings.iter());
         let fixed = Fixed::of(first.config());
         let mut reloader = Self {
+            file: pinned.map_or_else(|| first.text().hash(), |pinned| pinned.seen),
+            file_since: parts.is_file_new.then(Timestamp::now),
             parts,
             fixed,
             served: first,
@@ -154,6 +161,8 @@ impl Reloader {
 
     /// Follows the files until the drain starts.
     pub async fn run(mut self, mut watch: Watch, drain: Drain) {
+        let mut rollbacks = self.parts.keeper.rollbacks();
+        rollbacks.mark_changed();
         loop {
             tokio::select! {
                 () = drain.started() => return,
@@ -166,6 +175,10 @@ impl Reloader {
                     let outcome = self.roll_back(&wish, &mut watch);
                     wish.answer(outcome);
                 }
+                Ok(()) = rollbacks.changed() => {
+                    rollbacks.mark_unchanged();
+                    self.follow_rollback(&mut watch);
+                }
             };
         }
     }
@@ -176,6 +189,7 @@ impl Reloader {
         let refreshes = changed.is_empty() || changed.iter().any(is_named_file);
         let outcome = match self.newer(watch) {
             Ok(Some((candidate, ready))) => {
+                self.file_counts(candidate.text().hash());
                 self.apply(candidate, ready, &Author::file(), None, watch);
                 Outcome::Applied
             }
@@ -190,26 +204,15 @@ impl Reloader {
                 Outcome::Rejected
             }
         };
+        self.follow_rollback(watch);
         self.start_probers();
         outcome
     }
 
     /// The file as it is now, ready to be served; `None` when it is served already.
-    fn newer(&self, watch: &mut Watch) -> Result<Option<(Candidate, Ready)>, ConfigError> {
-        let Parts { path, environment, history, live, .. } = &self.parts;
-        let pinned = history.pinned();
-        let is_seen = |hash: &str| pinned.as_ref().is_some_and(|pinned| pinned.seen == hash);
-        let text = match source::read(path) {
-            Err(error) if is_seen(&error.text.hash()) => return Ok(None),
-            read => read?,
-        };
-        if is_seen(&text.hash()) {
-            return Ok(None);
-        }
-        if text == *self.served.text() {
-            self.pin(None);
-            return Ok(None);
-        }
+    fn newer(&mut self, watch: &mut Watch) -> Result<Option<(Candidate, Ready)>, ConfigError> {
+        let Some(text) = self.newer_text()? else { return Ok(None) };
+        let Parts { environment, live, .. } = &self.parts;
         let candidate = Candidate::decode(text, environment)?;
         // Watched before anything can fail, so that a file that is missing now is waited for.
         let served = self.served.files(environment);
@@ -228,35 +231,32 @@ impl Reloader {
         Ok(Some((candidate, ready)))
     }
 
-    /// Serves a configuration of the history until the file changes.
-    fn roll_back(&mut self, wish: &Wish, watch: &mut Watch) -> Result<RolledBack, RollbackError> {
-        let Parts { path, environment, history, .. } = &self.parts;
-        let hash = history.find(&wish.hash)?;
-        let before = self.served.text().hash();
-        let seen = source::read(path).map_or_else(|error| error.text.hash(), |text| text.hash());
-        let pinned = (seen != hash).then(|| Pinned {
-            hash: hash.clone(),
-            seen,
-            since: Timestamp::now(),
-            by: wish.author.actor.as_str().to_owned(),
-            reason: wish.author.reason.clone(),
-        });
-        let is_pinned = pinned.is_some();
-        let changes = if hash == before {
-            self.pin(pinned);
-            Vec::new()
-        } else {
-            let candidate = Candidate::decode(history.text(&hash)?, environment)?;
-            candidate.check_tokens()?;
-            let ready = self.try_out(&candidate)?;
-            self.apply(candidate, ready, &wish.author, pinned, watch)
+    /// The file's text, unless it is what is served already, or what an earlier one serves instead of.
+    fn newer_text(&mut self) -> Result<Option<Text>, ConfigError> {
+        let pinned = self.parts.history.pinned();
+        let overruling = |hash: &str| pinned.clone().filter(|pinned| pinned.overrules(hash));
+        let text = match source::read(&self.parts.path) {
+            Err(error) if overruling(&error.text.hash()).is_some() => return Ok(None),
+            read => read?,
         };
-        self.start_probers();
-        Ok(RolledBack { hash, before, changes, pinned: is_pinned })
+        let hash = text.hash();
+        if let Some(pinned) = overruling(&hash) {
+            if pinned.seen != hash {
+                self.pin(Some(pinned.over(hash.clone())));
+                self.file = hash;
+            }
+            return Ok(None);
+        }
+        if text == *self.served.text() {
+            self.pin(None);
+            self.file_counts(hash);
+            return Ok(None);
+        }
+        Ok(Some(text))
     }
 
     /// Follows the file, or does not until it changes.
-    fn pin(&self, pinned: Option<Pinned>) {
+    pub(super) fn pin(&self, pinned: Option<Pinned>) {
         let Parts { history, status, .. } = &self.parts;
         status.update(|configuration| configuration.pinned.clone_from(&pinned));
         history.pin(pinned);
@@ -264,7 +264,7 @@ impl Reloader {
     }
 
     /// Everything that can fail.
-    fn try_out(&self, candidate: &Candidate) -> Result<Ready, ConfigError> {
+    pub(super) fn try_out(&self, candidate: &Candidate) -> Result<Ready, ConfigError> {
         let Parts { environment, resolver, workers, live, telemetry, certificates, .. } = &self.parts;
         let current = live.snapshot();
         let compiled = candidate.compile(Some(&current), &Means { environment, resolver, workers: *workers })?;
@@ -307,7 +307,7 @@ impl Reloader {
     }
 
     /// Serves another text, and tells everybody.
-    fn apply(
+    pub(super) fn apply(
         &mut self,
         candidate: Candidate,
         ready: Ready,
@@ -347,7 +347,10 @@ impl Reloader {
         telemetry.audit.set_generation(generation);
         let Author { actor, claimed, reason } = author;
         let hashes = (short(&before.hash), short(&hash));
-        telemetry.audit.record_configuration(changes, hashes, reason.as_deref(), actor, claimed.as_deref());
+        // What was asked for on another replica was audited there.
+        if !matches!(actor, Actor::Replica(_)) {
+            telemetry.audit.record_configuration(changes, hashes, reason.as_deref(), actor, claimed.as_deref());
+        }
         history.accepted(candidate.text(), Some(&before.hash), changes.to_vec(), generation, author);
         telemetry.process.configuration(generation, &hash);
         telemetry.process.reloaded(ReloadResult::Applied, SystemTime::now());
@@ -460,7 +463,7 @@ impl Reloader {
     }
 
     /// Checks begin for clusters that are new in what is served; for what is gone they end by themselves.
-    fn start_probers(&mut self) {
+    pub(super) fn start_probers(&mut self) {
         self.probers.start(self.parts.live.snapshot().probers());
     }
 
@@ -492,7 +495,7 @@ impl Reloader {
 }
 
 /// A candidate with nothing left that can fail.
-struct Ready {
+pub(super) struct Ready {
     compiled: Compiled,
     access: access_log::Prepared,
     audit: crate::telemetry::audit::Prepared,

@@ -74,6 +74,9 @@ pub struct ConfigReport {
     /// This configuration serves instead of the file, until the file changes.
     #[serde(default)]
     pub pinned: Option<PinnedReport>,
+    /// The hash of an earlier configuration that all replicas were told to serve and this one cannot.
+    #[serde(default)]
+    pub lacks: Option<String>,
 }
 
 /// `config.pinned`.
@@ -168,6 +171,9 @@ pub struct ReplicaReport {
     /// The file that it serves.
     #[serde(default)]
     pub config_hash: Option<String>,
+    /// The hash of an earlier one that all replicas were told to serve and this one cannot.
+    #[serde(default)]
+    pub lacks: Option<String>,
     /// Safe mode of everything there.
     #[serde(default)]
     pub safe_mode: bool,
@@ -381,6 +387,7 @@ impl From<Configuration> for ConfigReport {
                 by,
                 reason,
             }),
+            lacks: configuration.lacks,
             warnings: configuration.warnings,
         }
     }

@@ -11,6 +11,7 @@ use super::merge::{self, Merged};
 use super::state::{Declared, State};
 use super::state_file::StateFile;
 use crate::readiness::Token;
+use crate::upstream::finding::Finding;
 
 /// A start that knows nothing waits no longer than this for what is shared.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,6 +40,9 @@ pub trait Remote: Send + Sync {
 
     /// Replaces what is there, unless that is not `known` any more; gives the revision of what is there then.
     fn write<'a>(&'a self, state: &'a State, known: &'a Found) -> Asked<'a, Revision>;
+
+    /// Whether it may be read, followed and written, found out without changing anything.
+    fn examine(&self) -> Pin<Box<dyn Future<Output = Vec<Finding>> + Send + '_>>;
 }
 
 /// What was found, and as of when.

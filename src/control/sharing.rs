@@ -4,12 +4,14 @@
 
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::watch;
 
+use super::history::Author;
 use super::keeper::{AGAIN, Applied, ChangeError, EXPIRY, Inner, Keeper, Request, UNKNOWN, tell_expired};
 use super::merge::{self, Lost, Merged};
 use super::shared::{self, Content, Found, Learnt, PATIENCE, Remote, RemoteError, Shared};
-use super::state::{Change, Changed, Declared, Entry, Mark, Refusal, State};
+use super::state::{Change, Changed, Declared, Entry, Mark, Refusal, Rollback, State};
 use super::status::Trouble;
 use crate::telemetry::audit::Actor;
 use crate::telemetry::difference::Difference;
@@ -32,8 +34,11 @@ impl Keeper {
         if !changes.is_empty() {
             let mut services: Vec<&str> = changes.iter().filter_map(|change| change.service.as_deref()).collect();
             services.dedup();
+            let state = self.lock().state.clone();
             for change in &changes {
-                self.telemetry.audit.tell(change, &Actor::Replica);
+                let author = state.author(change);
+                let actor = author.map_or_else(Actor::some_replica, Mark::elsewhere);
+                self.telemetry.audit.tell(change, author.and_then(|author| author.reason.as_deref()), &actor);
             }
             tracing::info!(changes = changes.len(), services = services.join(","), "changed on another replica");
         }
@@ -42,6 +47,62 @@ impl Keeper {
     /// How much has been learnt so far, for [`Learnt::Read`].
     pub fn learnt(&self) -> u64 {
         self.lock().shared.as_ref().map_or(0, |shared| shared.learnt)
+    }
+
+    /// The newest wish for an earlier configuration, as it changes. There is none where nothing is shared.
+    pub fn rollbacks(&self) -> watch::Receiver<Option<Box<Rollback>>> {
+        self.lock().rollback.subscribe()
+    }
+
+    /// An earlier configuration serves here instead of the file's text `seen`, and shall everywhere. Gives the mark of the
+    /// wish, which is newer than every one that is known; `None` where nothing is shared.
+    pub fn want_everywhere(&self, hash: &str, seen: &str, author: &Author, handled: Option<&Mark>) -> Option<Mark> {
+        let mut mark = self.mark(&author.actor, author.reason.as_deref());
+        let mut inner = self.lock();
+        inner.shared.as_ref()?;
+        let known = inner.state.rollback.as_ref().map(|known| &known.mark);
+        for earlier in known.into_iter().chain(handled) {
+            // Clocks of replicas differ.
+            let next = earlier.at.checked_add(SignedDuration::from_micros(1)).unwrap_or(Timestamp::MAX);
+            mark.at = mark.at.max(next);
+        }
+        let seen = Some(seen).filter(|seen| *seen != hash).map(str::to_owned).into_iter().collect();
+        let rollback = Rollback { hash: hash.to_owned(), seen, mark: mark.clone() };
+        let next = inner.state.roll_back(rollback);
+        inner.put(next, false);
+        drop(inner);
+        self.changed.notify_one();
+        Some(mark)
+    }
+
+    /// A file is newer than this wish: nobody who starts from now on shall follow it.
+    pub fn end_rollback(&self, mark: &Mark) {
+        self.put_if_any(|state| state.end_rollback(mark));
+    }
+
+    /// This wish was handled here, where the file has the text `seen`: it may come to other nodes later.
+    pub fn overrule(&self, mark: &Mark, seen: &str) {
+        self.put_if_any(|state| state.overrule(mark, seen));
+    }
+
+    fn put_if_any(&self, change: impl FnOnce(&State) -> Option<State>) {
+        let mut inner = self.lock();
+        if let Some(next) = change(&inner.state) {
+            inner.put(next, false);
+            drop(inner);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Tells the others what only this replica knows, without waiting for the next occasion.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not possible now. It is tried again until it is.
+    pub async fn tell_others(&self) -> Result<(), String> {
+        let Some(remote) = &self.remote else { return Ok(()) };
+        let _turn = self.turn.lock().await;
+        self.share_what_is_unstored(&**remote).await
     }
 
     /// What is shared cannot be read or followed; what is in force stays.
@@ -271,7 +332,7 @@ impl Keeper {
         if let Ok(Some(applied)) = self.share(remote, &expire, EXPIRY).await {
             tell_expired(&applied.entries);
         }
-        let is_shared = self.share_what_is_unstored(remote).await;
+        let is_shared = self.share_what_is_unstored(remote).await.is_ok();
         self.keep_copy().await;
         if is_shared { self.quiet_until_next_clock(now) } else { AGAIN.min(self.quiet_until_next_clock(now)) }
     }
@@ -292,11 +353,11 @@ impl Keeper {
         None
     }
 
-    /// Tells the others what only this replica knows; true when there is nothing left of that.
-    async fn share_what_is_unstored(&self, remote: &dyn Remote) -> bool {
+    /// Tells the others what only this replica knows, or why that is not possible.
+    async fn share_what_is_unstored(&self, remote: &dyn Remote) -> Result<(), String> {
         if !self.lock().is_unstored() {
             self.status.set_trouble(Trouble::StateUnstored, None);
-            return true;
+            return Ok(());
         }
         let rest = |inner: &Inner| {
             let differs = inner.shared.as_ref().is_some_and(|shared| shared.base != inner.state);
@@ -306,14 +367,14 @@ impl Keeper {
             Ok(Some(Applied { unstored: Some(error), .. })) | Err(ChangeError::Unstored(error)) => error,
             Ok(_) | Err(ChangeError::Refused(_)) => {
                 self.status.set_trouble(Trouble::StateUnstored, None);
-                return true;
+                return Ok(());
             }
         };
         if self.status.set_trouble(Trouble::StateUnstored, Some(format!("other replicas do not know all: {error}"))) {
             self.telemetry.process.state_failed();
             tracing::error!(error, "a change holds on this replica alone");
         }
-        false
+        Err(error)
     }
 
     /// The copy serves a start that does not hear what is shared; without it such a start serves declared values.
@@ -339,11 +400,18 @@ impl Keeper {
 
     fn audit_lost(&self, lost: &[Lost]) {
         for Lost { entry, winner } in lost {
-            let service = entry.service.as_deref().unwrap_or_default();
-            let reason = told_overtaken(service, winner);
+            let what = entry.service.as_deref().or(entry.key.as_deref()).unwrap_or_default();
+            let reason = told_overtaken(what, winner);
             let request = Request { actor: &Actor::Process, claimed: None, reason: Some(&reason) };
             self.audit(std::slice::from_ref(entry), request);
         }
+    }
+}
+
+impl Mark {
+    /// Who it was, for the history of another replica.
+    pub fn elsewhere(&self) -> Actor {
+        Actor::Replica(format!("{} on {}", self.by, self.replica).into())
     }
 }
 

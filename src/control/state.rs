@@ -4,7 +4,7 @@
 //!
 //! [`Keeper`]: super::keeper::Keeper
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use http::Method;
@@ -28,8 +28,23 @@ pub struct State {
     /// No increases of any service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) freeze: Option<Mark>,
+    /// The newest wish for an earlier configuration, where replicas share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rollback: Option<Box<Rollback>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) services: BTreeMap<String, ServiceState>,
+}
+
+/// A configuration of the history that somebody wants instead of the file, until the file changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// Its hash.
+    pub hash: String,
+    /// The hashes of the newest texts of files that it overruled: a node that gets one of them later gets nothing newer.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub seen: BTreeSet<String>,
+    /// Who wanted it, when and why.
+    pub mark: Mark,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,6 +289,39 @@ impl State {
     fn close_streams(&mut self, service: &str, over: Option<Duration>, mark: &Mark) {
         if over.is_some() {
             self.services.entry(service.to_owned()).or_default().close_streams(over, mark);
+        }
+    }
+
+    /// The state after a wish for an earlier configuration.
+    pub fn roll_back(&self, rollback: Rollback) -> Self {
+        Self { rollback: Some(Box::new(rollback)), ..self.clone() }
+    }
+
+    /// The state after this wish overruled a text of a file on one more replica; `None` when it holds no such wish, or
+    /// nothing changes.
+    pub fn overrule(&self, mark: &Mark, seen: &str) -> Option<Self> {
+        let mut rollback = self.rollback.clone().filter(|rollback| rollback.mark == *mark && rollback.hash != seen)?;
+        rollback.seen.insert(seen.to_owned()).then(|| self.roll_back(*rollback))
+    }
+
+    /// The state after a file took the place of what this wish asked for; `None` when it holds no such wish.
+    pub fn end_rollback(&self, mark: &Mark) -> Option<Self> {
+        let is_held = self.rollback.as_ref().is_some_and(|rollback| rollback.mark == *mark);
+        is_held.then(|| Self { rollback: None, ..self.clone() })
+    }
+
+    /// Who set what is in force now; `None` where nothing is left of it, as after a switch was turned off.
+    pub fn author(&self, entry: &Entry) -> Option<&Mark> {
+        let Some(name) = &entry.service else {
+            return self.safe_mode.as_ref().filter(|_| entry.kind == Kind::SafeMode);
+        };
+        let service = self.services.get(name)?;
+        match entry.kind {
+            Kind::Percentage => service.percentage.as_ref().map(|share| &share.mark),
+            Kind::Enabled => service.enabled.as_ref().map(|enabled| &enabled.mark),
+            Kind::Methods => service.methods.as_ref().map(|methods| &methods.mark),
+            Kind::SafeMode => service.safe_mode.as_ref(),
+            _ => None,
         }
     }
 
@@ -887,6 +935,20 @@ mod tests {
     }
 
     #[test]
+    fn who_set_what_is_known_as_long_as_it_holds() {
+        let file = declared(&[("a", "20"), ("b", "0")]);
+        let (state, entries) = State::default().change(&update("a", to("30")), &file, &mark(1)).unwrap();
+        let safe = |on| Change::SafeMode { services: None, on, close_streams: None };
+        let (state, switched) = state.change(&safe(true), &file, &mark(2)).unwrap();
+
+        assert_eq!(state.author(&entries[0]), Some(&mark(1)));
+        assert_eq!(state.author(&switched[0]), Some(&mark(2)));
+        assert_eq!(state.author(&Entry::share(Kind::Percentage, "b", Percent::ZERO, percent("1"))), None);
+        let (state, switched) = state.change(&safe(false), &file, &mark(3)).unwrap();
+        assert_eq!(state.author(&switched[0]), None);
+    }
+
+    #[test]
     fn a_state_survives_its_text() {
         let file = declared(&[("a", "20"), ("b", "0")]);
         let reason = "\u{4e00}: \"x\"\n- {y} #z".to_owned();
@@ -905,6 +967,8 @@ mod tests {
             state.change(&Change::SafeMode { services: None, on: true, close_streams: None }, &file, &mark).unwrap();
         let (state, _) =
             state.change(&Change::Freeze { services: Some("a".to_owned()), on: true }, &file, &mark).unwrap();
+
+        let state = state.roll_back(Rollback { hash: "9f2c".to_owned(), seen: ["0123".to_owned()].into(), mark });
 
         let text = plain::to_text(&state).unwrap();
         assert_eq!(plain::from_text::<State>(&text).unwrap(), state, "{text}");

@@ -54,6 +54,8 @@ pub enum Trouble {
     StateUnwatched,
     /// The file dropped hosts that had traffic.
     LostHosts,
+    /// All replicas were to serve an earlier configuration, which this one does not have or cannot serve.
+    RollbackNotFollowed,
 }
 
 /// The configuration that is served, and what became of the file since.
@@ -77,6 +79,8 @@ pub struct Configuration {
     pub certificates: Vec<CertificateExpiry>,
     /// It serves instead of the file, until that changes.
     pub pinned: Option<Pinned>,
+    /// The hash of an earlier configuration that all replicas were to serve and this one cannot.
+    pub lacks: Option<String>,
 }
 
 impl Status {
@@ -92,6 +96,7 @@ impl Status {
             warnings: mount.into_iter().chain(first.warning_lines()).collect(),
             certificates: Vec::new(),
             pinned: None,
+            lacks: None,
         };
         Arc::new(Self {
             fleet: Fleet::default(),

@@ -74,7 +74,7 @@ impl Bench {
         let resolver =
             Resolver::new(crate::config::Dns::default(), Sources::default(), tokio::runtime::Handle::current());
         let means = Means { environment: &environment, resolver: &resolver, workers: 1 };
-        let Opening { first, compiled, watch, broken, before, last_good, history, .. } =
+        let Opening { first, compiled, watch, broken, before, is_file_new, last_good, history, .. } =
             opening::open(&path, &environment, |candidate| candidate.compile(None, &means))?;
         let log = &first.config().log;
         let telemetry = Arc::new(Telemetry::new(log, 1).map_err(|error| first.unwritable(&error))?);
@@ -105,6 +105,7 @@ impl Bench {
             status,
             keeper: keeper.clone(),
             last_good,
+            is_file_new,
             history: history.clone(),
             wishes,
         };

@@ -27,7 +27,7 @@ pub enum Actor {
     /// The proxy itself.
     Process,
     /// Somebody on another replica, which has audited it.
-    Replica,
+    Replica(Box<str>),
 }
 
 impl Actor {
@@ -35,11 +35,15 @@ impl Actor {
     pub fn as_str(&self) -> &str {
         match self {
             Self::Loopback => "loopback",
-            Self::Token(name) => name,
+            Self::Token(name) | Self::Replica(name) => name,
             Self::File => "file",
             Self::Process => "process",
-            Self::Replica => "another replica",
         }
+    }
+
+    /// Nobody knows who, nor where.
+    pub fn some_replica() -> Self {
+        Self::Replica("another replica".into())
     }
 }
 
@@ -222,9 +226,9 @@ impl Audit {
     }
 
     /// Tells whoever listens of a change that was audited elsewhere.
-    pub fn tell(&self, difference: &Difference, actor: &Actor) {
+    pub fn tell(&self, difference: &Difference, reason: Option<&str>, actor: &Actor) {
         let (time, generation) = (Timestamp::now(), self.generation());
-        self.notify(&Heard { difference, reason: None, actor, claimed: None, time, generation });
+        self.notify(&Heard { difference, reason, actor, claimed: None, time, generation });
     }
 
     fn notify(&self, heard: &Heard<'_>) {

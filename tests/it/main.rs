@@ -42,6 +42,8 @@ mod pooling;
 mod proxy_protocol;
 mod redirect;
 mod reload;
+#[cfg(feature = "kubernetes")]
+mod rollback;
 mod routing;
 mod secrets;
 #[cfg(feature = "kubernetes")]

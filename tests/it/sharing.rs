@@ -386,6 +386,10 @@ fn what_is_forbidden_is_said_with_the_role_that_would_allow_it() {
         assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
     }
     assert_eq!(share(&one, "a"), 20.0);
+    let examined = command(&one, &["doctor"]);
+    for part in ["get of ConfigMap", "patch of ConfigMap", "is forbidden", "k8s/rbac.yaml"] {
+        assert!(examined.expect(4).contains(part), "{part} in {examined:?}");
+    }
     command(&one, &["safe-mode", "on"]).expect(4);
     eventually(PATIENCE, "it is said", || degraded(&one).contains("other replicas do not know all"));
 
