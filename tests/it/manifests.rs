@@ -294,7 +294,12 @@ fn the_image_is_one_file_for_a_plain_user_and_two_builds_are_the_same() {
     fs::create_dir_all(binary.parent().unwrap()).unwrap();
     let buildah = |arguments: &[&str]| {
         let mut command = program("buildah");
-        command.args(["--root", &format!("{}/root", here.display()), "--runroot", &format!("{}/run", here.display())]);
+        command.args(["--storage-driver", "vfs"]).args([
+            "--root",
+            &format!("{}/root", here.display()),
+            "--runroot",
+            &format!("{}/run", here.display()),
+        ]);
         command
             .args(arguments)
             .env("STORAGE_DRIVER", "vfs")
