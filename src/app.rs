@@ -134,7 +134,7 @@ impl App {
         let wishes = heeds_signals.then(|| signals(&threads.control)).transpose().map_err(other("signals"))?;
         let opened =
             opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &names, &threads));
-        let Opening { first, compiled, watch, broken, before, is_file_new, last_good, damaged, history } =
+        let Opening { first, compiled, watch, broken, before, is_file_new, last_good, damaged, unserved, history } =
             opened.map_err(StartError::Config)?;
         let Prepared { compiled, resolver, workers, logs } = compiled;
         let config = first.config().clone();
@@ -159,6 +159,11 @@ impl App {
         if let Some(error) = damaged {
             telemetry.process.state_failed();
             tracing::warn!(%error, "the last good configuration was lost");
+        }
+        if let Some(error) = unserved {
+            tracing::error!(error, "the pinned configuration cannot serve, the file does");
+            let told = format!("the pinned configuration cannot serve, the file does: {error}");
+            status.set_trouble(status::Trouble::PinUnserved, Some(told));
         }
         let backend = Backend::choose(&first, &environment, &readiness).map_err(StartError::Config)?;
         let keeps_alone = backend.is_alone()

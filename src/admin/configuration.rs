@@ -137,8 +137,11 @@ pub(super) fn history(history: &Arc<History>, live: &Live, query: &str) -> Respo
         Err(text) => return answer::error(StatusCode::UNPROCESSABLE_ENTITY, &text),
     };
     let entries = history.entries(wanted.service.as_deref(), wanted.limit);
-    if let (true, Some(name)) = (entries.is_empty(), &wanted.service)
+    // What concerns everything is in everybody's history, also in that of a name that never was.
+    let is_of = |entry: &Entry, name: &str| entry.changes.iter().any(|change| change.service.as_deref() == Some(name));
+    if let Some(name) = &wanted.service
         && live.snapshot().service(name).is_none()
+        && !entries.iter().any(|entry| is_of(entry, name))
     {
         return answer::error(StatusCode::NOT_FOUND, &format!("no service is called {name:?}"));
     }

@@ -166,13 +166,23 @@ impl Outcome {
     }
 
     fn lines(&self) -> String {
-        let mut lines: String = self.changes().map(|change| format!("{}\n", printable(&line(&change)))).collect();
+        // What an earlier file changed comes back with the file, not value by value.
+        let before = self.answer["before"].as_str();
+        let line = |change: Difference| if before.is_some() { change.words() } else { line(&change) };
+        let mut lines: String = self.changes().map(|change| format!("{}\n", printable(&line(change)))).collect();
         if lines.is_empty() {
             "nothing to change\n".clone_into(&mut lines);
+        }
+        if let Some(before) = before {
+            let hash: String = before.chars().take(SHOWN_HASH).collect();
+            lines.push_str(&format!("undo: migration-proxy rollback --config {}\n", printable(&hash)));
         }
         lines
     }
 }
+
+/// As much of a hash as people compare.
+const SHOWN_HASH: usize = 12;
 
 /// What changed, and the way back where the change asks for one.
 fn line(change: &Difference) -> String {

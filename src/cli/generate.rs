@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::output::{self, Exit, Failure};
 use crate::config::{self, Text, source};
-use crate::manifest::generate::{self, File, Options, SETTINGS, SHIPPED, Source};
+use crate::manifest::generate::{self, File, Options, SETTINGS, Source};
 
 /// Arguments of `generate`.
 #[derive(Args, Debug)]
@@ -22,10 +22,10 @@ pub struct Arguments {
     #[arg(short = 'o', long = "output", value_name = "DIR")]
     output: Option<PathBuf>,
     /// Where everything lives
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = name)]
     namespace: Option<String>,
     /// The Secret with the certificate of the old hosts
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = name)]
     tls_secret: Option<String>,
     /// A value of this cluster; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
@@ -57,6 +57,17 @@ fn after_help() -> String {
             migration-proxy generate schema >migration.schema.json"
 }
 
+/// A name of Kubernetes (RFC 1123) that YAML takes for a text.
+fn name(text: &str) -> Result<String, String> {
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+    let is_name = text.len() <= 253 && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(is_part);
+    let is_word = matches!(text, "true" | "false" | "null" | "yes" | "no" | "on" | "off" | "y" | "n");
+    if is_name && !is_word && !text.ends_with(['-', '.']) {
+        return Ok(text.to_owned());
+    }
+    Err("write small letters, digits, - and ., a letter first".to_owned())
+}
+
 fn setting(text: &str) -> Result<(&'static str, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
     let known = SETTINGS.iter().find(|setting| setting.key == key).map(|setting| setting.key);
@@ -64,8 +75,8 @@ fn setting(text: &str) -> Result<(&'static str, String), String> {
     let key = known.ok_or_else(|| format!("no such value; known: {}", keys()))?;
     // It becomes part of a YAML scalar.
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._/:@".contains(c);
-    if value.is_empty() || !value.chars().all(is_plain) {
-        return Err("the value may hold letters, digits and -._/:@ only".to_owned());
+    if !value.starts_with(|c: char| c.is_ascii_alphanumeric()) || !value.chars().all(is_plain) {
+        return Err("the value begins with a letter or digit and may hold -._/:@ too, nothing else".to_owned());
     }
     Ok((key, value.to_owned()))
 }
@@ -76,19 +87,19 @@ fn setting(text: &str) -> Result<(&'static str, String), String> {
 ///
 /// The configuration is invalid, or the files cannot be written.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let text = match &arguments.config {
-        Some(file) => source::read(file),
-        None => Ok(Text::new("k8s/base/configmap.yaml", SHIPPED)),
-    };
-    let text = text.map_err(|error| refused(&error))?;
-    let parsed = config::parse(&text, &config::environment()).map_err(|error| refused(&error))?;
-    let inner = config::without_manifest(&text);
-    let source = Source { config: &parsed.config, text: &inner };
     let options = Options {
         namespace: arguments.namespace.clone(),
         tls_secret: arguments.tls_secret.clone(),
         set: arguments.set.iter().cloned().collect(),
     };
+    let text = match &arguments.config {
+        Some(file) => source::read(file),
+        None => Ok(Text::new("k8s/base/configmap.yaml", generate::shipped(&options))),
+    };
+    let text = text.map_err(|error| refused(&error))?;
+    let parsed = config::parse(&text, &config::environment()).map_err(|error| refused(&error))?;
+    let inner = config::without_manifest(&text);
+    let source = Source { config: &parsed.config, text: &inner };
     let files = match arguments.what {
         What::K8s => generate::k8s(source, &options),
         What::Kustomize if arguments.output.is_none() => {
@@ -137,6 +148,14 @@ fn write(directory: &Path, files: &[File], is_tree: bool) -> Result<(), Failure>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_those_of_kubernetes() {
+        assert_eq!(name("team-1.a"), Ok("team-1.a".to_owned()));
+        for text in ["", "123", "true", "a b", "a\nb: c", "A", "-a", "a-", "x\" y"] {
+            assert!(name(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn values_cannot_break_out_of_their_place() {

@@ -72,12 +72,24 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Writes a result to stdout.
+/// Writes a result to stdout. A reader that has left takes nothing of it, and the exit code still says what was found.
+///
+/// # Errors
+///
+/// The disk is full.
+pub fn print(text: &str) -> io::Result<()> {
+    match print_to_reader(text) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
+    }
+}
+
+/// The same for what goes on for ever.
 ///
 /// # Errors
 ///
 /// Nobody reads any more, or the disk is full.
-pub fn print(text: &str) -> io::Result<()> {
+pub fn print_to_reader(text: &str) -> io::Result<()> {
     let mut stdout = anstream::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()

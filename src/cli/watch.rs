@@ -68,9 +68,9 @@ impl Screen {
         self.reason.clear();
         let before = std::mem::replace(&mut self.text, text.to_owned());
         match self.form {
-            Form::Lines => return output::print(text),
+            Form::Lines => return output::print_to_reader(text),
             Form::Text if !self.is_terminal => {
-                return output::print(&format!("{}\n{text}\n", rfc3339_time(Timestamp::now())));
+                return output::print_to_reader(&format!("{}\n{text}\n", rfc3339_time(Timestamp::now())));
             }
             Form::Text => {}
         }
@@ -84,7 +84,7 @@ impl Screen {
             reason.clone_into(&mut self.reason);
             let time = rfc3339_time(Timestamp::now());
             match self.form {
-                Form::Text if is_news => output::print(&format!("{time}\n{reason}\n\n"))?,
+                Form::Text if is_news => output::print_to_reader(&format!("{time}\n{reason}\n\n"))?,
                 Form::Lines if is_news => output::tell(reason),
                 Form::Text | Form::Lines => {}
             }
@@ -111,7 +111,7 @@ impl Screen {
         }
         drop(stdout);
         self.drawn = lines;
-        output::print(&(self.drawn.join("\n") + "\n"))
+        output::print_to_reader(&(self.drawn.join("\n") + "\n"))
     }
 }
 

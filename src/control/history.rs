@@ -542,7 +542,7 @@ fn read_files(directory: &Path) -> Vec<Stored> {
 
 fn read_entries(path: &Path) -> Vec<Entry> {
     // Ours never are larger than this.
-    let is_ours = fs::metadata(path).is_ok_and(|metadata| metadata.len() <= 2 * MOST_ENTRY_BYTES as u64);
+    let is_ours = is_ours(path, 2 * MOST_ENTRY_BYTES as u64);
     let text = if is_ours { fs::read(path).unwrap_or_default() } else { Vec::new() };
     let mut lost = 0;
     let read = |line: &[u8]| {
@@ -558,7 +558,18 @@ fn read_entries(path: &Path) -> Vec<Entry> {
     entries
 }
 
+/// Whether it may be a file of ours: special files would keep a start waiting.
+fn is_ours(path: &Path, most: u64) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() <= most)
+}
+
 fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    if !is_ours(path, MOST_ENTRY_BYTES as u64) {
+        if path.exists() {
+            tracing::error!(path = %path.display(), "what is known of rollbacks cannot be read");
+        }
+        return None;
+    }
     let text = fs::read(path).ok()?;
     let value = serde_json::from_slice(&text);
     if let Err(error) = &value {

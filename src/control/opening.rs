@@ -28,6 +28,8 @@ pub struct Opening<T> {
     pub last_good: LastGood,
     /// Why the last good copy cannot be used.
     pub damaged: Option<String>,
+    /// Why the file serves although an earlier configuration is pinned.
+    pub unserved: Option<String>,
     /// What was served, and when.
     pub history: Arc<History>,
 }
@@ -60,18 +62,21 @@ pub fn open<T>(
     };
     let (last_good, history) = (LastGood::in_directory(&directory), History::open(&directory));
     let seen_before = history.pinned().map(|pinned| pinned.seen);
-    let opened = match pinned(&history, &seen).map(|text| attempt(Candidate::decode(text, environment))) {
-        Some(Ok(pinned)) => Ok(pinned),
-        Some(Err(error)) => {
-            tracing::error!(error = error.summary(), "the pinned configuration cannot serve, the file does");
-            history.pin(None);
-            opened
-        }
-        None => opened,
-    };
     let (kept, damaged) = match last_good.read() {
         Ok(text) => (text, None),
         Err(error) => (None, Some(error)),
+    };
+    // A broken text was never accepted, so it ends no pin; the last good copy is the pinned one.
+    let mut unserved = None;
+    let opened = match opened.is_ok().then(|| pinned(&history, &seen, kept.as_ref())).flatten() {
+        Some(text) => match text.and_then(|text| attempt(Candidate::decode(text, environment)).map_err(summary)) {
+            Ok(pinned) => Ok(pinned),
+            Err(error) => {
+                unserved = Some(error);
+                opened
+            }
+        },
+        None => opened,
     };
     let kept = kept.map(|text| Candidate::decode(text, environment));
     let (first, compiled, broken, before) = match opened {
@@ -99,27 +104,27 @@ pub fn open<T>(
     remember(&history, &first, before.as_ref());
     let seen_before = seen_before.or_else(|| before.as_ref().map(|before| before.text().hash()));
     let is_file_new = broken.is_none() && history.pinned().is_none() && seen_before.as_ref() != Some(&seen);
-    Ok(Opening { first, compiled, watch, broken, before, is_file_new, last_good, damaged, history })
+    Ok(Opening { first, compiled, watch, broken, before, is_file_new, last_good, damaged, unserved, history })
 }
 
-/// The configuration that serves instead of the file whose text has the hash `seen`. Another text of the file is newer than
-/// the wish for an earlier one.
-fn pinned(history: &History, seen: &str) -> Option<Text> {
+/// The configuration that serves instead of the file whose text has the hash `seen`, or why it is lost. Another text of the
+/// file is newer than the wish for an earlier one. The pin stays where it cannot be followed: the next start may.
+fn pinned(history: &History, seen: &str, kept: Option<&Text>) -> Option<Result<Text, String>> {
     let pinned = history.pinned()?;
     if !pinned.overrules(seen) {
         tracing::info!(hash = pinned.hash, "the file has changed and serves again");
         history.pin(None);
         return None;
     }
-    let text = history.text(&pinned.hash);
-    match &text {
-        Ok(_) => history.pin(Some(pinned.over(seen.to_owned()))),
-        Err(error) => {
-            tracing::error!(%error, "the pinned configuration cannot serve, the file does");
-            history.pin(None);
-        }
-    }
-    text.ok()
+    let hash = pinned.hash.clone();
+    history.pin(Some(pinned.over(seen.to_owned())));
+    let kept = kept.filter(|kept| kept.hash() == hash);
+    Some(history.text(&hash).or_else(|error| kept.cloned().ok_or_else(|| error.to_string())))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "as map_err wants it")]
+fn summary(error: ConfigError) -> String {
+    error.summary()
 }
 
 /// Whether something else than before is served belongs to the history too.

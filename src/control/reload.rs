@@ -261,6 +261,8 @@ impl Reloader {
         status.update(|configuration| configuration.pinned.clone_from(&pinned));
         history.pin(pinned);
         history.write_soon();
+        // Whatever serves now was asked for.
+        status.set_trouble(Trouble::PinUnserved, None);
     }
 
     /// Everything that can fail.

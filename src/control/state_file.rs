@@ -15,6 +15,12 @@ use crate::upstream::finding::Finding;
 const HEAD: &str =
     "# Written by migration-proxy: what update, rollback, safe-mode and freeze changed apart from the file.\n";
 
+/// The last line: a file without it was cut short, and says less than what was in force.
+const END: &str = "# The end. A file without this line was cut short.\n";
+
+/// Leftovers of writers that were killed keep so many names busy at most.
+const TEMPORARY_NAMES: u32 = 8;
+
 /// Larger files are not ours.
 const MAX_BYTES: u64 = 8 << 20;
 
@@ -55,7 +61,9 @@ impl StateFile {
             Ok(metadata) if metadata.len() > MAX_BYTES => Err("it is larger than 8 MiB".to_owned()),
             _ => fs::read_to_string(&self.path).map_err(|error| error.to_string()),
         };
-        text.and_then(|text| plain::from_text(&text)).map(Some).map_err(|error| {
+        let whole =
+            text.and_then(|text| if text.ends_with(END) { Ok(text) } else { Err("its end is missing".to_owned()) });
+        whole.and_then(|text| plain::from_text(&text)).map(Some).map_err(|error| {
             let aside = self.path.with_extension(format!("yaml.unreadable-{}", Timestamp::now().as_second()));
             match fs::rename(&self.path, &aside) {
                 Ok(()) => format!("{path} cannot be used ({error}); it is kept as {}", aside.display()),
@@ -72,7 +80,7 @@ impl StateFile {
     pub fn write(&self, state: &State) -> Result<(), String> {
         let text = plain::to_text(state)?;
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        replace(&self.path, format!("{HEAD}{text}").as_bytes())
+        replace(&self.path, format!("{HEAD}{}\n{END}", text.trim_end()).as_bytes())
             .map_err(|error| format!("cannot write {}: {error}", self.path.display()))
     }
 }
@@ -105,10 +113,8 @@ pub fn examine(directory: &Path) -> Finding {
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = directory.join(name);
-    let written = write_synced(&temporary, content).and_then(|()| fs::rename(&temporary, path));
+    let (mut file, temporary) = temporary(path)?;
+    let written = file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // A leftover would only cost its space.
         let _ = fs::remove_file(&temporary);
@@ -119,8 +125,24 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn write_synced(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(content)?;
-    file.sync_all()
+/// A new file beside this one. Another process that writes the same one at the same time has another name for it.
+fn temporary(path: &Path) -> io::Result<(File, PathBuf)> {
+    let named = |number: u32| {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".tmp{number}"));
+        path.with_file_name(name)
+    };
+    for number in 1..TEMPORARY_NAMES {
+        let name = named(number);
+        match File::create_new(&name) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            created => return created.map(|file| (file, name)),
+        }
+    }
+    let last = named(TEMPORARY_NAMES);
+    match fs::remove_file(&last) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::create_new(&last).map(|file| (file, last))
 }

@@ -54,6 +54,8 @@ pub enum Trouble {
     StateUnwatched,
     /// The file dropped hosts that had traffic.
     LostHosts,
+    /// An earlier configuration should serve and cannot.
+    PinUnserved,
     /// All replicas were to serve an earlier configuration, which this one does not have or cannot serve.
     RollbackNotFollowed,
 }

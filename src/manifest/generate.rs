@@ -121,12 +121,13 @@ const TREE: [(&str, &str); 15] = [
 
 /// Everything that `kubectl apply` needs, a file each.
 pub fn k8s(source: Source<'_>, options: &Options) -> Vec<File> {
-    BASE.iter().map(|&(path, shipped)| file(path, base(path, shipped, source), options)).collect()
+    BASE.iter().map(|&(path, shipped)| base(path, &with_values(shipped, options), source, options)).collect()
 }
 
 /// The kustomize tree: base, monitoring and overlays.
 pub fn kustomize(source: Source<'_>, options: &Options) -> Vec<File> {
-    let rest = TREE.iter().chain([&DASHBOARD]).map(|&(path, shipped)| file(path, shipped.to_owned(), options));
+    let rest =
+        TREE.iter().chain([&DASHBOARD]).map(|&(path, shipped)| File { path, text: with_values(shipped, options) });
     let mut files: Vec<File> = k8s(source, options).into_iter().chain(rest).collect();
     files.sort_by_key(|file| file.path);
     files
@@ -134,7 +135,7 @@ pub fn kustomize(source: Source<'_>, options: &Options) -> Vec<File> {
 
 /// The alerts.
 pub fn alerts(options: &Options) -> File {
-    file(ALERTS.0, ALERTS.1.to_owned(), options)
+    File { path: ALERTS.0, text: with_values(ALERTS.1, options) }
 }
 
 /// The Grafana dashboard.
@@ -144,38 +145,51 @@ pub fn dashboard() -> File {
 
 /// An Ingress for each service, which sends the old hosts to the proxy; TLS stays where it is.
 pub fn ingress(source: Source<'_>, options: &Options) -> File {
-    let documents: Vec<String> = source.config.services.iter().map(ingress_of).collect();
-    file("ingress.yaml", documents.join("---\n"), options)
+    let documents: Vec<String> = source.config.services.iter().map(|service| ingress_of(service, options)).collect();
+    File { path: "ingress.yaml", text: documents.join("---\n") }
 }
 
-/// A template with the values of the configuration.
-fn base(path: &str, shipped: &str, source: Source<'_>) -> String {
-    match path {
-        "base/configmap.yaml" => config_map(shipped, source.text),
-        "base/external-service.yaml" => external_services(shipped, &source.config.services),
-        "base/networkpolicy.yaml" => old_backends(shipped, &source.config.services),
-        _ => shipped.to_owned(),
-    }
+/// The shipped ConfigMap for this cluster.
+pub fn shipped(options: &Options) -> String {
+    with_values(SHIPPED, options)
 }
 
-/// A file with the values of the cluster.
-fn file(path: &'static str, text: String, options: &Options) -> File {
-    let mut text = text;
+/// A template of this cluster with what the configuration says; nothing of the configuration itself is replaced.
+fn base(path: &'static str, template: &str, source: Source<'_>, options: &Options) -> File {
+    let services = &source.config.services;
+    let text = match path {
+        "base/configmap.yaml" => config_map(template, source.text),
+        "base/external-service.yaml" => external_services(template, services, options.namespace()),
+        "base/networkpolicy.yaml" => old_backends(template, services, options.namespace()),
+        _ => template.to_owned(),
+    };
+    File { path, text }
+}
+
+/// A template with the values of the cluster.
+fn with_values(template: &str, options: &Options) -> String {
+    let mut text = template.to_owned();
     for (key, value) in &options.set {
         for setting in SETTINGS.iter().filter(|setting| setting.key == *key) {
             let written = |value: &str| setting.pattern.replace("{}", value);
             text = text.replace(&written(setting.shipped), &written(value));
         }
     }
-    if let Some(secret) = &options.tls_secret {
-        text = text.replace(TLS_SECRET, secret);
+    text = text.replace(TLS_SECRET, options.tls_secret());
+    for key in ["namespace: ", "kubernetes.io/metadata.name: ", "kubectl -n "] {
+        text = text.replace(&format!("{key}{NAMESPACE}"), &format!("{key}{}", options.namespace()));
     }
-    if let Some(namespace) = &options.namespace {
-        for key in ["namespace: ", "kubernetes.io/metadata.name: ", "kubectl -n "] {
-            text = text.replace(&format!("{key}{NAMESPACE}"), &format!("{key}{namespace}"));
-        }
+    text
+}
+
+impl Options {
+    fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(NAMESPACE)
     }
-    File { path, text }
+
+    fn tls_secret(&self) -> &str {
+        self.tls_secret.as_deref().unwrap_or(TLS_SECRET)
+    }
 }
 
 /// The shipped ConfigMap with another file in it.
@@ -183,6 +197,12 @@ fn config_map(shipped: &str, text: &str) -> String {
     const KEY: &str = "  migration.yaml: |\n";
     let head = shipped.find(KEY).map_or(shipped, |at| &shipped[..at + KEY.len()]);
     let mut out = head.to_owned();
+    // Without it the indentation of a first line would be taken for that of all.
+    let is_indented = |line: &str| line.starts_with(' ');
+    if text.lines().find(|line| !line.trim().is_empty()).is_some_and(is_indented) {
+        out.truncate(out.trim_end().len());
+        out.push_str("2\n");
+    }
     for line in text.trim_end().lines() {
         if !line.is_empty() {
             out.push_str("    ");
@@ -194,14 +214,14 @@ fn config_map(shipped: &str, text: &str) -> String {
 }
 
 /// One ExternalName for each new host; the first has the plain name.
-fn external_services(shipped: &str, services: &[Service]) -> String {
+fn external_services(shipped: &str, services: &[Service], namespace: &str) -> String {
     let comment = shipped.lines().next().unwrap_or_default();
     let mut hosts = BTreeSet::new();
     let new = services.iter().filter(|service| hosts.insert(&service.new_host));
     let documents = new.enumerate().map(|(index, service)| {
         let name = if index == 0 { EXTERNAL.to_owned() } else { format!("{EXTERNAL}-{}", service.name) };
         format!(
-            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  labels:\n    \
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  labels:\n    \
              app: migration-proxy\nspec:\n  type: ExternalName\n  externalName: {}\n  ports:\n    - name: https\n      \
              port: {}\n",
             service.new_host,
@@ -212,7 +232,7 @@ fn external_services(shipped: &str, services: &[Service]) -> String {
 }
 
 /// The policy with the ports of the old backends, by the namespace or the address that they are in.
-fn old_backends(shipped: &str, services: &[Service]) -> String {
+fn old_backends(shipped: &str, services: &[Service], namespace: &str) -> String {
     const BEGIN: &str = "    - to: # the old backends\n";
     const END: &str = "    - to: # the new cluster\n";
     let Some((before, (_, after))) =
@@ -222,7 +242,7 @@ fn old_backends(shipped: &str, services: &[Service]) -> String {
     };
     let mut peers: BTreeMap<String, BTreeSet<u16>> = BTreeMap::new();
     for backend in services.iter().flat_map(|service| &service.old_backend) {
-        peers.entry(peer(backend)).or_default().insert(backend.port());
+        peers.entry(peer(backend, namespace)).or_default().insert(backend.port());
     }
     let mut rules = String::new();
     for (peer, ports) in peers {
@@ -238,14 +258,14 @@ fn old_backends(shipped: &str, services: &[Service]) -> String {
 }
 
 /// Whom a policy allows so that a backend can be reached.
-fn peer(backend: &Authority) -> String {
+fn peer(backend: &Authority, own: &str) -> String {
     if let Ok(address) = backend.host().parse::<IpAddr>() {
         let length = if address.is_ipv4() { 32 } else { 128 };
         return format!("        - ipBlock:\n            cidr: {address}/{length}\n");
     }
     // service.namespace.svc…; a bare service is in the proxy's own namespace.
     let mut labels = backend.host().split('.').skip(1);
-    let namespace = labels.next().unwrap_or(NAMESPACE);
+    let namespace = labels.next().unwrap_or(own);
     if !matches!(labels.next(), None | Some("svc")) {
         return "        - ipBlock:\n            cidr: 0.0.0.0/0 # a name outside of the cluster: write its network\n"
             .to_owned();
@@ -255,7 +275,7 @@ fn peer(backend: &Authority) -> String {
     )
 }
 
-fn ingress_of(service: &Service) -> String {
+fn ingress_of(service: &Service, options: &Options) -> String {
     let mut hosts = String::new();
     let mut rules = String::new();
     for host in &service.old_host {
@@ -271,12 +291,20 @@ fn ingress_of(service: &Service) -> String {
              number: 80\n"
         );
     }
+    let (namespace, secret) = (options.namespace(), options.tls_secret());
     format!(
         "# In the place of the Ingress that serves these hosts today.\napiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata:\n  \
-         name: {}\n  namespace: {NAMESPACE}\n  labels:\n    app: migration-proxy\nspec:\n  ingressClassName: nginx\n  tls:\n    \
-         - hosts:\n{hosts}      secretName: {TLS_SECRET}\n  rules:\n{rules}",
-        service.name
+         name: {}\n  namespace: {namespace}\n  labels:\n    app: migration-proxy\nspec:\n  ingressClassName: nginx\n  tls:\n    \
+         - hosts:\n{hosts}      secretName: {secret}\n  rules:\n{rules}",
+        scalar(&service.name)
     )
+}
+
+/// A name that YAML takes for a text whatever it looks like.
+fn scalar(name: &str) -> String {
+    const WORDS: [&str; 9] = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
+    let is_plain = name.starts_with(|c: char| c.is_ascii_lowercase()) && !WORDS.contains(&name);
+    if is_plain { name.to_owned() } else { format!("\"{name}\"") }
 }
 
 #[cfg(test)]
@@ -372,5 +400,24 @@ services:
         for part in ["host: a.old.example\n", "host: \"*.a.example\"\n", "name: b\n", "secretName: old-host-tls\n"] {
             assert!(ingress.text.contains(part), "{part} in {}", ingress.text);
         }
+    }
+
+    #[test]
+    fn nothing_of_the_configuration_itself_is_replaced() {
+        let text = "    # indented\nservices:\n  - {name: 'true', old_host: a.old.example, old_backend: \
+                    api.aibang-1111111111-bbdm.svc.cluster.local:80, new_host: a.new.example, canary: {ip_rules: \
+                    [{cidr: 203.0.113.0/24, target: new_cluster}], header_rules: [{header: X, value: old-host-tls, \
+                    target: new_cluster}]}}\n";
+        let set = SETTINGS.iter().map(|setting| (setting.key, "VALUE".to_owned())).collect();
+        let options = Options { namespace: Some("team".to_owned()), tls_secret: Some("tls".to_owned()), set };
+
+        let (files, ingress) = with(text, |source| (k8s(source, &options), ingress(source, &options)));
+
+        let of = |path: &str| &files.iter().find(|file| file.path == path).unwrap().text;
+        let again = crate::config::without_manifest(&Text::new("configmap.yaml", of("base/configmap.yaml").as_str()));
+        assert_eq!(again, text);
+        let backend = format!("kubernetes.io/metadata.name: {NAMESPACE}\n      ports:\n        - port: 80\n");
+        assert!(of("base/networkpolicy.yaml").contains(&backend), "{}", of("base/networkpolicy.yaml"));
+        assert!(ingress.text.contains("name: \"true\"\n  namespace: team\n"), "{}", ingress.text);
     }
 }
