@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
+pub use crate::config::problem::printable;
+
 /// What needs eyes.
 pub const ALARM: Style = AnsiColor::Red.on_default().bold();
 /// What may need eyes soon.
@@ -112,7 +114,9 @@ pub fn tell(text: &str) {
 /// Says why there is no result.
 pub fn complain(failure: &Failure) {
     if !failure.message.is_empty() {
-        tell(&format!("{ALARM}error{ALARM:#}: {}", failure.message));
+        // They echo arguments and what others said.
+        let lines: Vec<String> = failure.message.lines().map(printable).collect();
+        tell(&format!("{ALARM}error{ALARM:#}: {}", lines.join("\n")));
     }
 }
 
@@ -120,11 +124,6 @@ pub fn complain(failure: &Failure) {
 pub fn width() -> usize {
     let columns = rustix::termios::tcgetwinsize(io::stdout()).map(|size| usize::from(size.ws_col));
     columns.map_or(WIDEST, |columns| columns.clamp(NARROWEST, WIDEST))
-}
-
-/// Text of another process without characters that steer a terminal.
-pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Breaks text into lines of at most `width` characters, at spaces.

@@ -104,17 +104,17 @@ impl Problem {
             Severity::Warning => ("warning", AnsiColor::Yellow.on_default().bold()),
         };
         let style = if color { style } else { Style::new() };
-        let mut out = self.file.clone();
+        let mut out = printable(&self.file);
         if self.line != 0 {
             // Writing to a String never fails.
             let _ = write!(out, ":{}:{}", self.line, self.column);
         }
         let _ = write!(out, ": {style}{name}{style:#}: ");
         if self.severity == Severity::Error && !self.path.is_empty() {
-            let _ = write!(out, "{}: ", self.path);
+            let _ = write!(out, "{}: ", printable(&self.path));
         }
-        out.push_str(&self.message);
-        match (source, &self.help) {
+        out.push_str(&printable(&self.message));
+        match (source, self.help.as_deref().map(printable)) {
             (Some(source), help) if help.is_some() || self.severity == Severity::Error => {
                 self.render_source(&mut out, source, help.as_deref(), style);
             }
@@ -159,6 +159,13 @@ pub(crate) fn quote(value: &str) -> String {
         Some((end, _)) => format!("{:?}…", &value[..end]),
         None => format!("{value:?}"),
     }
+}
+
+/// A text of somebody else's for a terminal: control characters, which could be commands, are replaced, and so are those that
+/// turn the direction of what follows.
+pub fn printable(text: &str) -> String {
+    let is_command = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if is_command(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Where keys stand in the file, for stages that find their mistakes later: files, listen addresses, services.

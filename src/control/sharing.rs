@@ -194,9 +194,11 @@ impl Keeper {
                     Err(RemoteError::Conflict) => {
                         tokio::time::sleep(shared::pause(tries, SHORTEST, LONGEST)).await;
                         tries += 1;
-                        match self.read_again(remote, patience).await {
-                            Ok(()) if start.elapsed() < WHOLE => continue,
-                            Ok(()) => RemoteError::Conflict,
+                        let rest = if adds { WHOLE } else { HURRY }.saturating_sub(start.elapsed());
+                        match self.read_again(remote, rest).await {
+                            // Whoever has answered until the time was over did answer.
+                            _ if rest.is_zero() => RemoteError::Conflict,
+                            Ok(()) => continue,
                             Err(error) => error,
                         }
                     }

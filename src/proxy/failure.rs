@@ -14,6 +14,7 @@ use crate::tls::verify::{reason, refuses_certificate};
 use crate::upstream::body::UploadFault;
 use crate::upstream::connect::{ConnectCause, ConnectError};
 use crate::upstream::pool::SendError;
+use crate::upstream::probe::cause;
 
 /// Why a try gave no response that may be passed on.
 #[derive(Debug)]
@@ -194,11 +195,6 @@ fn io_error(error: &hyper::Error) -> Option<&io::Error> {
     source.downcast_ref().or_else(|| source.downcast_ref::<h2::Error>()?.get_io())
 }
 
-/// hyper's word and what is behind it.
-fn told(error: &hyper::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
-}
-
 /// See [`Failure::Unprocessed`].
 fn is_unprocessed(error: &hyper::Error) -> bool {
     let Some(error) = h2_error(error).filter(|error| error.is_remote()) else { return false };
@@ -224,7 +220,7 @@ impl fmt::Display for Failure {
             Self::Connect(error) => write!(f, "{}", error.cause),
             Self::Stale(error) | Self::Raced(error) => write!(f, "the connection could not be used: {error}"),
             Self::Unprocessed(error) => write!(f, "the upstream took no more requests: {error}"),
-            Self::Reset(error) => write!(f, "no response: {}", told(error)),
+            Self::Reset(error) => write!(f, "no response: {}", cause(error)),
             Self::Identity(error) => match io_error(error) {
                 Some(error) => write!(f, "TLS: {}", reason(error)),
                 None => write!(f, "TLS: {error}"),
