@@ -241,6 +241,8 @@ impl fmt::Display for Failure {
 pub enum Refusal {
     /// No valid request.
     Malformed(&'static str),
+    /// The framing of its body is broken.
+    BrokenBody,
     /// A method that we never serve.
     Method,
     /// No service claims the host.
@@ -271,7 +273,7 @@ impl Refusal {
         match fault {
             UploadFault::TooLarge => Some(Self::Body),
             UploadFault::Stalled => Some(Self::Slow),
-            UploadFault::Broken => Some(Self::Malformed("the request body is malformed")),
+            UploadFault::Broken => Some(Self::BrokenBody),
             UploadFault::Left => None,
         }
     }
@@ -279,7 +281,7 @@ impl Refusal {
     /// The status of the answer.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Malformed(_) | Self::BrokenBody => StatusCode::BAD_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::UnknownHost => StatusCode::NOT_FOUND,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
@@ -295,7 +297,7 @@ impl Refusal {
     /// The word in `rejected_total`.
     pub fn cause(self) -> RejectCause {
         match self {
-            Self::Malformed(_) | Self::Method => RejectCause::Malformed,
+            Self::Malformed(_) | Self::BrokenBody | Self::Method => RejectCause::Malformed,
             Self::UnknownHost | Self::Misdirected => RejectCause::Host,
             Self::Uri => RejectCause::Uri,
             Self::Header => RejectCause::Header,
@@ -312,6 +314,7 @@ impl Refusal {
     pub fn text(self) -> &'static str {
         match self {
             Self::Malformed(what) => what,
+            Self::BrokenBody => "the request body is malformed",
             Self::Method => "this method is not served",
             Self::UnknownHost => "no service has this host",
             Self::Misdirected => "the certificate of this connection is not for this host",
@@ -328,6 +331,6 @@ impl Refusal {
 
     /// The connection cannot go on after this.
     pub fn ends_connection(self) -> bool {
-        matches!(self, Self::Malformed(_) | Self::Header | Self::Body | Self::Slow)
+        matches!(self, Self::Malformed(_) | Self::BrokenBody | Self::Header | Self::Body | Self::Slow)
     }
 }

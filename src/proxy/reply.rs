@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 
 use super::body::ResponseBody;
 use super::exchange::Exchange;
@@ -20,7 +20,11 @@ const LONGEST: usize = 200;
 
 /// An answer to a request that is not forwarded. `is_grpc`: the client speaks gRPC.
 pub fn refused(mut exchange: Box<Exchange>, refusal: Refusal, is_grpc: bool) -> Response<ResponseBody> {
-    exchange.rejected(refusal.cause());
+    // The HTTP library has ended such a stream of HTTP/2, and the connection counts it, as it does where no request came of it.
+    let is_counted = refusal == Refusal::BrokenBody && exchange.version() == Version::HTTP_2;
+    if !is_counted {
+        exchange.rejected(refusal.cause());
+    }
     match refusal.cause() {
         RejectCause::Loop => exchange.because(Reason::Loop),
         RejectCause::Full => exchange.because(Reason::Full),

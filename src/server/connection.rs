@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
-use super::io::Guarded;
+use super::io::{Guarded, Http2};
 use super::passthrough::{Passage, pass};
 use crate::config::ListenTimeouts;
 use crate::net::client_hello;
@@ -119,7 +119,8 @@ pub async fn serve(
         Opened::Passage(passage) => return Box::pin(pass(passage, &connection(None), &proxy)).await,
     };
     let connection = Arc::new(connection(shown));
-    let stream = Guarded::new(stream, flow, edge.timeouts, !is_http2, drain.clone());
+    let http2 = is_http2.then(|| Box::new(Http2::new(proxy.telemetry().clone())));
+    let stream = Guarded::new(stream, flow, edge.timeouts, http2, drain.clone());
     if is_http2 {
         serve_http2(stream, connection, &edge, proxy, drain).await;
     } else {
@@ -452,7 +453,7 @@ fn note_flood(connection: &Connection, proxy: &Proxy, what: &str) {
     tracing::info!(peer = %connection.peer, "closed: {what}");
 }
 
-/// Faults that end a whole HTTP/2 connection are counted; those that end one stream stay between hyper and the client.
+/// Faults that end a whole HTTP/2 connection are counted here; those that end one stream where it is reset.
 fn note_http2_error(error: &hyper::Error, connection: &Connection, proxy: &Proxy) {
     if connection.flow.is_noisy() {
         return note_flood(connection, proxy, "too many frames that carry nothing");

@@ -18,10 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::noise::Noise;
+use super::resets::Resets;
 use crate::config::ListenTimeouts;
 use crate::net::stream::Stream;
 use crate::proxy::connection::Flow;
 use crate::shutdown::Drain;
+use crate::telemetry::Telemetry;
 
 /// What a client is told whose request head did not come in time.
 const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\n\
@@ -45,9 +47,7 @@ pub struct Guarded {
     flow: Arc<Flow>,
     drain: Drain,
     limits: ListenTimeouts,
-    is_http1: bool,
-    /// On HTTP/2 only.
-    noise: Option<Noise>,
+    http2: Option<Box<Http2>>,
     timer: Option<Pin<Box<Sleep>>>,
     /// Since when the client is expected to say something.
     waiting_since: Instant,
@@ -65,6 +65,13 @@ pub struct Guarded {
     was_busy: bool,
 }
 
+/// What is followed of the frames of an HTTP/2 connection.
+pub struct Http2 {
+    noise: Noise,
+    resets: Resets,
+    telemetry: Arc<Telemetry>,
+}
+
 /// How long and how far a client is still listened to.
 struct Farewell {
     until: Instant,
@@ -78,17 +85,34 @@ enum Due {
     Head(Instant),
 }
 
+impl Http2 {
+    /// Streams that are reset for a fault of their client are counted in `telemetry`.
+    pub fn new(telemetry: Arc<Telemetry>) -> Self {
+        Self { noise: Noise::new(Instant::now()), resets: Resets::default(), telemetry }
+    }
+
+    fn wrote(&mut self, bytes: &[u8]) {
+        let process = &self.telemetry.process;
+        self.resets.wrote(bytes, |cause| process.rejected(cause));
+    }
+}
+
 impl Guarded {
-    /// Watches over `stream`.
-    pub fn new(stream: Stream, flow: Arc<Flow>, limits: ListenTimeouts, is_http1: bool, drain: Drain) -> Self {
+    /// Watches over `stream`, which carries HTTP/1 unless `http2` says how to look at it.
+    pub fn new(
+        stream: Stream,
+        flow: Arc<Flow>,
+        limits: ListenTimeouts,
+        http2: Option<Box<Http2>>,
+        drain: Drain,
+    ) -> Self {
         let now = Instant::now();
         Self {
             io: TokioIo::new(stream),
             flow,
             drain,
             limits,
-            is_http1,
-            noise: (!is_http1).then(|| Noise::new(now)),
+            http2,
             timer: None,
             waiting_since: now,
             head_since: None,
@@ -111,6 +135,10 @@ impl Guarded {
         error.get_ref().is_some_and(|inner| inner.is::<SlowHead>())
     }
 
+    fn is_http1(&self) -> bool {
+        self.http2.is_none()
+    }
+
     /// Reads HTTP/2 by way of a buffer of our own, as hyper's cannot be looked into.
     fn poll_read_frames(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let mut scratch = [MaybeUninit::uninit(); FRAMES];
@@ -118,7 +146,7 @@ impl Guarded {
         let mut read = ReadBuf::uninit(&mut scratch[..room]);
         ready!(Pin::new(self.io.inner_mut()).poll_read(cx, &mut read))?;
         let bytes = read.filled();
-        if self.noise.as_mut().is_some_and(|noise| noise.heard(bytes, Instant::now())) {
+        if self.http2.as_mut().is_some_and(|http2| http2.noise.heard(bytes, Instant::now())) {
             // hyper keeps no more of this error than its text, so the flow says what it is.
             self.flow.note_noise();
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too many frames that carry nothing")));
@@ -129,7 +157,7 @@ impl Guarded {
 
     /// Bytes have come. Between requests they are the beginning of a head.
     fn note_read(&mut self) {
-        if self.is_http1 && self.flow.busy() == 0 {
+        if self.is_http1() && self.flow.busy() == 0 {
             self.catch_up();
             self.head_since.get_or_insert_with(Instant::now);
         }
@@ -147,7 +175,7 @@ impl Guarded {
     }
 
     fn due(&mut self) -> Due {
-        if !self.is_http1 {
+        if !self.is_http1() {
             return Due::Never;
         }
         if self.flow.busy() > 0 {
@@ -205,7 +233,7 @@ impl Guarded {
     /// Nobody reads when a request ends and none has come yet, so a timer must be left that looks at the pause after it.
     fn keep_looking(&mut self, cx: &mut Context<'_>) {
         let is_armed = self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_pending());
-        if self.is_http1 && !is_armed {
+        if self.is_http1() && !is_armed {
             let _ = self.poll_timer(cx, Instant::now() + self.limits.keepalive);
         }
     }
@@ -237,7 +265,7 @@ impl Guarded {
     /// The client has not been read to its end: a head that was refused, or an upload whose answer came early.
     fn is_unread(&mut self) -> bool {
         self.catch_up();
-        self.is_http1 && (self.flow.is_unread() || self.head_since.is_some())
+        self.is_http1() && (self.flow.is_unread() || self.head_since.is_some())
     }
 
     /// Ready once the client has ended too, or has been listened to for long enough.
@@ -314,9 +342,10 @@ impl Drop for Guarded {
 impl Read for Guarded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let read = match this.noise {
-            Some(_) => this.poll_read_frames(cx, &mut buffer),
-            None => Pin::new(&mut this.io).poll_read(cx, buffer),
+        let read = if this.is_http1() {
+            Pin::new(&mut this.io).poll_read(cx, buffer)
+        } else {
+            this.poll_read_frames(cx, &mut buffer)
         };
         match read {
             Poll::Ready(result) => {
@@ -332,6 +361,9 @@ impl Write for Guarded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.io).poll_write(cx, buffer);
+        if let (Some(http2), Poll::Ready(Ok(length))) = (&mut this.http2, &written) {
+            http2.wrote(&buffer[..*length]);
+        }
         this.wrote(cx, written)
     }
 
@@ -342,6 +374,14 @@ impl Write for Guarded {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.io).poll_write_vectored(cx, buffers);
+        if let (Some(http2), Poll::Ready(Ok(length))) = (&mut this.http2, &written) {
+            let mut left = *length;
+            for buffer in buffers {
+                let taken = left.min(buffer.len());
+                http2.wrote(&buffer[..taken]);
+                left -= taken;
+            }
+        }
         this.wrote(cx, written)
     }
 

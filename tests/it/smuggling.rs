@@ -66,9 +66,15 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
+        Self::with("{}")
+    }
+
+    /// With these `limits`.
+    fn with(limits: &str) -> Self {
         let (clusters, recorder) = (Clusters::new(), Recorder::new());
         let service = clusters.service("a").old_backend(recorder.address());
-        Self { proxy: Proxy::start(&Setup::new([service])), recorder, _clusters: clusters }
+        let proxy = Proxy::start(&Setup::new([service]).top(&format!("limits: {limits}")));
+        Self { proxy, recorder, _clusters: clusters }
     }
 
     fn rejected(&self) -> f64 {
@@ -733,6 +739,7 @@ fn http2_fields_that_would_break_http1_are_refused() {
 
     let mut wrong = Vec::new();
     for stream in &streams {
+        let counted = stage.rejected();
         let outcome = stream.send(&mut Frames::open(Client::plain(stage.proxy.addresses.http)));
         let seen = stage.recorder.take();
         let is_refused = matches!(outcome, Outcome::Status(400 | 404) | Outcome::Reset(_) | Outcome::GoAway(_));
@@ -740,11 +747,28 @@ fn http2_fields_that_would_break_http1_are_refused() {
             wrong.push(format!("{}: {outcome:?}, the origin saw {seen:?}\n", stream.name));
         } else if let Err(error) = stage.still_in_step() {
             wrong.push(format!("{}: {error}\n", stream.name));
+        } else if stage.rejected() != counted + 1.0 {
+            wrong.push(format!("{}: {outcome:?} counted {} times\n", stream.name, stage.rejected() - counted));
         }
     }
 
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), streams.len(), wrong.concat());
     println!("{} streams", streams.len());
+}
+
+/// Heads that are too large are answered, be it by us or by the HTTP library, and counted as such.
+#[test]
+fn http2_heads_that_are_too_large_are_counted_as_that() {
+    let stage = Stage::with("{header_bytes: 2KiB}");
+    let count = || stage.proxy.metrics().sum("rejected_total", &[("cause", "header")]);
+
+    for (number, length) in [(1.0, 3_000), (2.0, 12_000)] {
+        let stream = Stream::with("GET", &[("x-long", &"x".repeat(length))]);
+        assert_eq!(stream.send(&mut Frames::open(stage.proxy.client())), Outcome::Status(431), "{length}");
+        eventually(PATIENCE, &format!("{length} is counted"), || count() == number);
+        assert_eq!(stage.still_in_step(), Ok(()), "{length}");
+    }
+    assert_eq!(stage.rejected(), 2.0, "and as nothing else");
 }
 
 /// What HTTP/1.1 has no place for is left out, and the rest is one request.
@@ -823,10 +847,12 @@ fn http2_frames_that_make_no_sense_end_their_connection_alone() {
     ];
 
     for (name, bytes) in &rows {
+        let counted = stage.rejected();
         let mut connection = Frames::open(stage.proxy.client());
         let _ = connection.try_send(bytes);
         let outcome = connection.outcome(1);
         assert!(matches!(outcome, Outcome::GoAway(_) | Outcome::Reset(_) | Outcome::Closed), "{name}: {outcome:?}");
+        eventually(PATIENCE, name, || stage.rejected() == counted + 1.0);
         let seen = stage.recorder.take();
         assert!(seen.requests.is_empty() && seen.faults.is_empty(), "{name}: {seen:?}");
     }
