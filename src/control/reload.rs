@@ -116,7 +116,7 @@ impl Reloader {
         let process = &parts.telemetry.process;
         process.started(broken.is_none(), SystemTime::now());
         let pinned = parts.history.pinned();
-        if let Some(Pinned { hash, by, .. }) = &pinned {
+        if let Some(Pinned { hash, by, .. }) = pinned.as_ref().filter(|pinned| pinned.hash == first.text().hash()) {
             tracing::warn!(hash, by, "an earlier configuration serves until the file changes");
         }
         let configuration = parts.status.update(|configuration| {
@@ -409,6 +409,7 @@ impl Reloader {
         watch.set_files(self.served.files(environment));
         telemetry.process.reloaded(ReloadResult::Unchanged, SystemTime::now());
         status.update(|configuration| configuration.last_error = None);
+        status.set_trouble(Trouble::LastGoodServes, None);
         tracing::info!("configuration unchanged");
         Outcome::Unchanged
     }

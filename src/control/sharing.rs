@@ -20,6 +20,9 @@ use crate::telemetry::difference::Difference;
 const WHOLE: Duration = Duration::from_secs(4);
 const HURRY: Duration = Duration::from_secs(1);
 
+/// Whoever has just answered gets at least so much time to do it again.
+const A_MOMENT: Duration = Duration::from_millis(250);
+
 /// Between two tries of a change that another replica was faster with.
 const SHORTEST: Duration = Duration::from_millis(2);
 const LONGEST: Duration = Duration::from_millis(40);
@@ -172,7 +175,9 @@ impl Keeper {
             };
             let Some((next, entries)) = outcome? else { return Ok(None) };
             let adds = entries.iter().any(Entry::adds_to_new);
-            let patience = if adds { WHOLE } else { HURRY }.saturating_sub(start.elapsed());
+            let most = if adds { WHOLE } else { HURRY };
+            let least = if tries == 0 { Duration::ZERO } else { A_MOMENT };
+            let patience = most.saturating_sub(start.elapsed()).max(least);
             let mut attempted = None;
             let error = match (lost, known) {
                 // Nobody has answered for a while: what takes traffic off new does not wait for that to be seen again.
@@ -194,11 +199,10 @@ impl Keeper {
                     Err(RemoteError::Conflict) => {
                         tokio::time::sleep(shared::pause(tries, SHORTEST, LONGEST)).await;
                         tries += 1;
-                        let rest = if adds { WHOLE } else { HURRY }.saturating_sub(start.elapsed());
-                        match self.read_again(remote, rest).await {
+                        match self.read_again(remote, most.saturating_sub(start.elapsed()).max(A_MOMENT)).await {
+                            Ok(()) if start.elapsed() < most => continue,
                             // Whoever has answered until the time was over did answer.
-                            _ if rest.is_zero() => RemoteError::Conflict,
-                            Ok(()) => continue,
+                            Ok(()) => RemoteError::Conflict,
                             Err(error) => error,
                         }
                     }

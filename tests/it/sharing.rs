@@ -400,6 +400,31 @@ fn what_is_forbidden_is_said_with_the_role_that_would_allow_it() {
 }
 
 #[test]
+fn an_api_server_that_lets_others_write_all_the_time_is_not_called_silent() {
+    const TOLD: &str = "other replicas write all the time";
+    let (clusters, server) = (Clusters::new(), ApiServer::with_map(MAP));
+    let one = Proxy::start(&setup(&server, &clusters, "pod-1", 20, 0));
+    ready(&one);
+    server.be_contended(true);
+
+    let told = command(&one, &["update", "a", "50"]);
+    told.expect(1);
+    assert!(told.stderr.contains(&format!("nothing was changed: {TOLD}")), "{}", told.stderr);
+    assert_eq!(share(&one, "a"), 20.0);
+    let told = command(&one, &["safe-mode", "on"]);
+    told.expect(4);
+    assert!(told.stderr.contains(TOLD), "{}", told.stderr);
+    assert_eq!(one.status()["safe_mode"], true, "what takes traffic off new holds here");
+    eventually(PATIENCE, "it is said", || degraded(&one).contains(&format!("other replicas do not know all: {TOLD}")));
+
+    server.be_contended(false);
+    eventually(PATIENCE * 4, "the others hear of it", || {
+        server.data(MAP, KEY).is_some_and(|text| text.contains("safe_mode"))
+    });
+    eventually(PATIENCE, "all is well", || !degraded(&one).contains(TOLD));
+}
+
+#[test]
 fn a_state_that_vanishes_or_makes_no_sense_changes_nothing() {
     let (clusters, server) = (Clusters::new(), ApiServer::with_map(MAP));
     let [one, other] = two(&server, &clusters);
