@@ -8,10 +8,12 @@ use std::time::{Instant, SystemTime};
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::candidate::{Candidate, Compiled, one_line};
 use super::history::{Author, History, Pinned, short};
-use super::keeper::Keeper;
+use super::keeper::{AGAIN, Keeper};
 use super::last_good::LastGood;
 use super::listeners::{self, Listeners};
 use super::restart::Fixed;
@@ -163,6 +165,10 @@ impl Reloader {
     pub async fn run(mut self, mut watch: Watch, drain: Drain) {
         let mut rollbacks = self.parts.keeper.rollbacks();
         rollbacks.mark_changed();
+        let mut failures = self.parts.history.failures();
+        failures.mark_changed();
+        let (mut again, mut keeping) = (interval(AGAIN), None);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = drain.started() => return,
@@ -178,6 +184,15 @@ impl Reloader {
                 Ok(()) = rollbacks.changed() => {
                     rollbacks.mark_unchanged();
                     self.follow_rollback(&mut watch);
+                }
+                Ok(()) = failures.changed() => {
+                    let failure = failures.borrow_and_update().clone();
+                    self.note_history(failure);
+                }
+                _ = again.tick() => {
+                    if keeping.as_ref().is_none_or(JoinHandle::is_finished) {
+                        keeping = self.keep_again();
+                    }
                 }
             };
         }
@@ -386,6 +401,37 @@ impl Reloader {
                 note_kept(&telemetry, &status, &kept);
             }
         });
+    }
+
+    /// What could not be kept is tried again: a disk is not full for ever.
+    fn keep_again(&self) -> Option<JoinHandle<()>> {
+        let Parts { telemetry, status, last_good, history, .. } = &self.parts;
+        let history = status.has_trouble(Trouble::HistoryUnstored).then(|| history.clone());
+        let is_last_good_unstored = status.has_trouble(Trouble::LastGoodUnstored);
+        if is_last_good_unstored {
+            last_good.offer(self.served.text().clone());
+        }
+        let (telemetry, status, last_good) = (telemetry.clone(), status.clone(), last_good.clone());
+        (history.is_some() || is_last_good_unstored).then(|| {
+            tokio::task::spawn_blocking(move || {
+                if let Some(kept) = last_good.keep_offered() {
+                    note_kept(&telemetry, &status, &kept);
+                }
+                // Whether it could be written is told by itself.
+                drop(history.map(|history| history.write()));
+            })
+        })
+    }
+
+    fn note_history(&self, failure: Option<String>) {
+        let Parts { telemetry, status, .. } = &self.parts;
+        if failure.is_some() {
+            telemetry.process.state_failed();
+        }
+        let text = failure.map(|error| format!("the history is not kept: {error}"));
+        if let (true, Some(text)) = (status.set_trouble(Trouble::HistoryUnstored, text.clone()), text) {
+            tracing::error!("{text}");
+        }
     }
 
     /// The file was broken at the start.

@@ -297,6 +297,10 @@ fn without_a_place_for_the_state_only_less_goes_to_new() {
     server.kill_and_restart();
     let degraded = server.status()["degraded"].to_string();
     assert!(degraded.contains("last-good.yaml"), "{degraded}");
+    eventually(PATIENCE, "the history says so too", || {
+        server.status()["degraded"].to_string().contains("the history is not kept: cannot write ")
+    });
+    assert!(server.metrics().sum("state_failures_total", &[]) >= 2.0);
 
     let told = server.command(&["update", "a", "50"]);
     told.expect(1);
@@ -312,6 +316,11 @@ fn without_a_place_for_the_state_only_less_goes_to_new() {
     // It is stored as soon as that is possible.
     fs::remove_file(server.state_file("").to_string_lossy().trim_end_matches('/')).unwrap();
     eventually(PATIENCE, "the state is stored", || server.state_file("state.yaml").exists());
+    eventually(PATIENCE * 2, "and the rest without another change", || {
+        let degraded = server.status()["degraded"].to_string();
+        !degraded.contains("cannot write") && server.state_file("last-good.yaml").exists()
+    });
+    assert!(server.state_file("history/events.jsonl").exists());
     server.kill_and_restart();
     assert_eq!(server.side(A, "/", &[]), "old");
 }
