@@ -125,7 +125,7 @@
 //! [`Breaker`]: upstream::breaker::Breaker
 //! [`Bucket`]: routing::bucket::Bucket
 //! [`Candidate`]: control::candidate::Candidate
-//! [`Change`]: control::state::Change
+//! [`Change`]: control::change::Change
 //! [`Config`]: config::Config
 //! [`Decision`]: routing::decide::Decision
 //! [`Endpoints`]: upstream::endpoints::Endpoints

@@ -5,6 +5,7 @@
 pub mod api_server;
 pub mod backend;
 pub mod candidate;
+pub mod change;
 pub mod differences;
 pub mod examine;
 pub mod expiry;

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
+use super::change::{Change, Refusal};
 use super::history::Author;
 use super::keeper::{AGAIN, Applied, ChangeError, EXPIRY, Inner, Keeper, Request, UNKNOWN, tell_expired};
 use super::merge::{self, Lost, Merged};
 use super::shared::{self, Content, Found, Learnt, PATIENCE, Remote, RemoteError, Shared};
-use super::state::{Change, Changed, Declared, Entry, Mark, Refusal, Rollback, State};
+use super::state::{Changed, Declared, Entry, Mark, Rollback, State};
 use super::status::Trouble;
 use crate::telemetry::audit::Actor;
 use crate::telemetry::difference::Difference;
