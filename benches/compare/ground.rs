@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::ClientConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
@@ -259,6 +261,7 @@ fn noise(length: usize) -> Vec<u8> {
 fn write_certificates(directory: &Path) -> Result<Arc<ClientConfig>, String> {
     let failed = |error: rcgen::Error| format!("make a certificate: {error}");
     let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "authority of a comparison");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     let key = KeyPair::generate().map_err(failed)?;
@@ -268,6 +271,7 @@ fn write_certificates(directory: &Path) -> Result<Arc<ClientConfig>, String> {
     let issuer = Issuer::new(params, key);
     for (name, host) in [("old", OLD_HOST), ("new", NEW_HOST)] {
         let mut params = CertificateParams::new(vec![host.to_owned()]).map_err(failed)?;
+        params.distinguished_name.push(DnType::CommonName, host);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate().map_err(failed)?;

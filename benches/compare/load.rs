@@ -42,7 +42,7 @@ pub struct Counted {
     pub seconds: f64,
     /// Microseconds of every good answer, in ascending order.
     pub latencies: Vec<u32>,
-    /// What TLS agreed on; empty in clear.
+    /// What was spoken.
     pub protocol: String,
 }
 
@@ -70,11 +70,7 @@ impl Load {
     /// Starts h2load and waits for its end.
     pub fn run(&self, ground: &Ground, amount: Amount) -> Result<Counted, String> {
         let counted = self.start(ground, amount)?.finish(ground)?;
-        let expected = match self.scenario {
-            Scenario { tls: false, .. } => "",
-            Scenario { http2: true, .. } => "h2",
-            Scenario { .. } => "http/1.1",
-        };
+        let expected = if self.scenario.http2 { "h2" } else { "http/1.1" };
         if counted.good == 0 || counted.protocol != expected {
             let (failed, protocol) = (counted.failed, &counted.protocol);
             return Err(format!("{} good answers, {failed} others, protocol {protocol:?}", counted.good));
