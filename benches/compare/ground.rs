@@ -70,7 +70,7 @@ impl Ground {
         let path = directory.path();
         // A nginx that root started gives its rights away, and still has to read here.
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(|error| error.to_string())?;
-        let authority = write_certificates(path)?;
+        let authority = write_certificates(&path.join("tls"))?;
         write(&path.join("www/big"), &noise(1 << 20))?;
 
         let [old, new] = free_ports()?;
@@ -122,7 +122,9 @@ impl Ground {
         let [plain, tls, admin] = free_ports()?;
         let ports = Ports { plain, tls, admin };
         let file = |name: &str| self.path().join(format!("{}{name}", peer.name));
-        let (config, log, errors) = (self.path().join(peer.file), file(".access.log"), file(".errors"));
+        let (log, errors) = (file(".access.log"), file(".errors"));
+        // A directory of its own, like that of the certificates: both are watched, and a log beside them would wake.
+        let config = self.path().join(peer.name).join(peer.file);
         let values = [
             ("DIR", self.path().display().to_string()),
             ("LOG", log.display().to_string()),
