@@ -191,11 +191,22 @@ fn wait_for(child: &mut Child, stop: &Stop, errors: &Path, mut serves: impl FnMu
     Ok(())
 }
 
-/// How much of the machine others use, from 0 to 1 and above.
-pub fn load_average() -> f64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load: f64 = text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0);
-    load / thread::available_parallelism().map_or(1, usize::from) as f64
+/// How much of the machine others use at the moment, from 0 to 1.
+pub fn strangers() -> Option<f64> {
+    let (busy_before, all_before) = machine_time()?;
+    thread::sleep(Duration::from_millis(500));
+    let (busy, all) = machine_time()?;
+    Some((busy - busy_before) as f64 / (all - all_before).max(1) as f64)
+}
+
+/// Ticks of all CPUs since the start of the machine: those with work, and all.
+fn machine_time() -> Option<(u64, u64)> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let ticks: Vec<u64> = text.lines().next()?.split(' ').filter_map(|word| word.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal
+    let idle = ticks.get(3)? + ticks.get(4)?;
+    let all: u64 = ticks.iter().take(8).sum();
+    Some((all - idle, all))
 }
 
 /// The first CPU for the proxy; this process and its other children move to the rest, whose number is told.
