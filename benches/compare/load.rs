@@ -11,7 +11,7 @@ use super::peers;
 use super::scenario::Scenario;
 
 /// How long h2load may take beyond its time.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How much load.
 #[derive(Clone, Copy)]

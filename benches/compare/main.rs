@@ -132,7 +132,10 @@ pub fn run(options: &Options, stop: &Stop) -> Result<Report, String> {
             for index in 0..peers.len() {
                 let peer = &peers[(index + round) % peers.len()];
                 stop.check()?;
-                let result = measure(&ground, peer, scenario, seconds);
+                // Some versions of h2load hang at times when their time is over, which says nothing about a proxy.
+                let again =
+                    |reason| if stop.check().is_ok() { measure(&ground, peer, scenario, seconds) } else { Err(reason) };
+                let result = measure(&ground, peer, scenario, seconds).or_else(again);
                 stop.check()?;
                 eprintln!("{} round {} of {rounds}  {}", scenario.id, round + 1, report::line(peer.name, &result));
                 report.add(scenario, peer, result);
