@@ -62,8 +62,9 @@
 //!   [`server::passthrough`] decides by the client's address, opens a [`Direct`] connection and relays; [`Tries`] says
 //!   what follows a failed try, as it does in [`forward`].
 //! - **Reload**: [`Watch`] sees a change, [`Candidate`] reads, decodes and compiles it with everything it names,
-//!   [`Live::install`] serves it, and [`Reloader`] audits what changed ([`differences`]) and keeps it in the [`History`], from
-//!   where it can be served again. A mistake in any step leaves all as it was.
+//!   [`Live::install`] serves it, and [`Reloader`] tells everybody ([`announcement`]): it audits what changed
+//!   ([`differences`]) and keeps it in the [`History`], from where it can be served again. A mistake in any step leaves all
+//!   as it was.
 //! - **Names**: [`Resolver`] looks every name in use up again at its TTL; its answers reach [`Endpoints`], which chooses an
 //!   address for each new connection, and the [`Pool`], which closes connections to addresses that have left.
 //! - **Start**: [`opening::open`] takes the same steps before a socket is bound; where one fails, the last good copy
@@ -125,7 +126,7 @@
 //! [`Breaker`]: upstream::breaker::Breaker
 //! [`Bucket`]: routing::bucket::Bucket
 //! [`Candidate`]: control::candidate::Candidate
-//! [`Change`]: control::state::Change
+//! [`Change`]: control::change::Change
 //! [`Config`]: config::Config
 //! [`Decision`]: routing::decide::Decision
 //! [`Endpoints`]: upstream::endpoints::Endpoints
@@ -164,6 +165,7 @@
 //! [`Weight::set`]: routing::weight::Weight::set
 //! [`Window`]: telemetry::Window
 //! [`Worker`]: server::worker::Worker
+//! [`announcement`]: control::announcement
 //! [`client_hello`]: net::client_hello
 //! [`compare`]: proxy::compare::compare
 //! [`decide`]: routing::decide::decide

@@ -18,8 +18,8 @@ use super::answer::{self, Body};
 use super::auth::{self, Refused};
 use super::{AdminState, configuration, doctor, query, verify};
 use crate::config::{self, Percent};
+use crate::control::change::{Change, Migration, Refusal, Share};
 use crate::control::keeper::{Applied, ChangeError};
-use crate::control::state::{Change, Migration, Refusal, Share};
 use crate::telemetry::audit::Actor;
 
 /// A larger body is no change.

@@ -136,7 +136,7 @@ impl Problem {
         let digits = self.line.to_string().len().max(4);
 
         let _ = write!(out, "\n{:>digits$} | ", self.line);
-        out.extend(shown.iter().map(|&c| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c }));
+        out.extend(shown.iter().map(|&c| if c == '\t' { c } else { visible(c) }));
         let _ = write!(out, "\n{:>digits$} | ", "");
         out.extend(shown[..before].iter().map(|&c| if c == '\t' { '\t' } else { ' ' }));
         let _ = write!(out, "{style}{:^>width$}{style:#}", "");
@@ -164,8 +164,12 @@ pub(crate) fn quote(value: &str) -> String {
 /// A text of somebody else's for a terminal: control characters, which could be commands, are replaced, and so are those that
 /// turn the direction of what follows.
 pub fn printable(text: &str) -> String {
-    let is_command = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if is_command(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    text.chars().map(visible).collect()
+}
+
+fn visible(c: char) -> char {
+    let is_command = c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if is_command { char::REPLACEMENT_CHARACTER } else { c }
 }
 
 /// Where keys stand in the file, for stages that find their mistakes later: files, listen addresses, services.

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::last_good::LastGood;
 use super::state::Mark;
@@ -145,8 +146,10 @@ pub enum NotFound {
 pub struct History {
     directory: PathBuf,
     inner: Mutex<Inner>,
-    /// One writer at a time; the error that it had last.
-    writing: Mutex<Option<String>>,
+    /// One writer at a time.
+    writing: Mutex<()>,
+    /// Why the last one failed, if it did.
+    failure: watch::Sender<Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -175,7 +178,8 @@ impl History {
         }
         inner.pinned = read_json(&directory.join(PINNED));
         inner.handled = read_json(&directory.join(HANDLED));
-        Arc::new(Self { directory, inner: Mutex::new(inner), writing: Mutex::default() })
+        let (writing, failure) = (Mutex::default(), watch::Sender::default());
+        Arc::new(Self { directory, inner: Mutex::new(inner), writing, failure })
     }
 
     /// Keeps every change that the audit log gets from now on, but those of the file: they come with it.
@@ -337,17 +341,17 @@ impl History {
     ///
     /// # Errors
     ///
-    /// One line with the place. It is tried again with the next change.
+    /// One line with the place. It is tried again with the next change, and by whoever watches [`History::failures`].
     pub fn write(&self) -> Result<(), String> {
-        let mut last_error = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let written = self.write_all();
-        if let Err(error) = &written
-            && last_error.as_ref() != Some(error)
-        {
-            tracing::error!(%error, "the history cannot be written");
-        }
-        *last_error = written.clone().err();
+        self.failure.send_replace(written.clone().err());
         written
+    }
+
+    /// Why what was to be written last is not; `None` where it is. Every attempt is news.
+    pub fn failures(&self) -> watch::Receiver<Option<String>> {
+        self.failure.subscribe()
     }
 
     fn write_all(&self) -> Result<(), String> {
@@ -763,11 +767,14 @@ mod tests {
         fs::write(directory.path().join("history"), "").unwrap();
         let history = with_files(&directory, 0..2);
 
+        let failures = history.failures();
         assert!(history.write().unwrap_err().starts_with("cannot write "));
+        assert!(failures.borrow().as_ref().is_some_and(|error| error.starts_with("cannot write ")));
         assert_eq!(history.text(&text(0).hash()).unwrap(), text(0));
 
         fs::remove_file(directory.path().join("history")).unwrap();
         history.write().unwrap();
+        assert_eq!(*failures.borrow(), None);
         assert_eq!(History::open(directory.path()).entries(None, 9).len(), 2);
     }
 }

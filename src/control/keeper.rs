@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 
+use super::change::{Change, Refusal};
 use super::shared::{Opening, Remote, Shared, Store};
-use super::state::{Change, Declared, Entry, Mark, Refusal, Rollback, State};
+use super::state::{Declared, Entry, Mark, Rollback, State};
 use super::state_file::{self, StateFile};
 use super::status::{Status, Trouble};
 use crate::config::Config;

@@ -113,7 +113,7 @@ pub fn remember(file: &Path, directory: &Path) {
 }
 
 fn locate_below(default: &Path, file: &Path, broken: &Text) -> PathBuf {
-    let remembered = || fs::read_to_string(pointer(default, file)).ok().map(PathBuf::from);
+    let remembered = || remembered(&pointer(default, file)).map(PathBuf::from);
     named_in(&broken.content)
         .or_else(remembered)
         .filter(|found| found.is_absolute())
@@ -126,13 +126,18 @@ fn remember_below(default: &Path, file: &Path, directory: &Path) {
         let _ = fs::remove_file(pointer);
         return;
     };
-    if fs::read_to_string(&pointer).is_ok_and(|known| known == directory) {
+    if remembered(&pointer).is_some_and(|known| known == directory) {
         return;
     }
     // Without it a broken file only has to name its state_dir, so a failure is no trouble.
     if replace(&pointer, directory.as_bytes()).is_ok() {
         forget_old(pointer.parent().unwrap_or(default));
     }
+}
+
+/// What a pointer says; a special file in its place would keep a start waiting.
+fn remembered(pointer: &Path) -> Option<String> {
+    source::read(pointer).ok().map(|text| text.content)
 }
 
 fn pointer(default: &Path, file: &Path) -> PathBuf {

@@ -2,11 +2,9 @@
 //! changed the same, the newest intent wins, by time and then by the replica's name. Everything here is a function of
 //! states.
 
+use super::change::{Change, Migration, Share};
 use super::history::short;
-use super::state::{
-    Change, Clock, Declared, Entry, Mark, Migration, Override, Rollback, Said, ServiceState, Share, State,
-    methods_entry,
-};
+use super::state::{Clock, Declared, Entry, Mark, Override, Rollback, Said, ServiceState, State, methods_entry};
 use crate::telemetry::audit::Kind;
 
 /// One state of two.

@@ -1,10 +1,12 @@
 //! What changes while requests run: the configuration file and everything that it names, and what is reported about it.
 //! All of it runs on the control runtime, where it may be slow, may allocate and may fail.
 
+pub mod announcement;
 #[cfg(feature = "kubernetes")]
 pub mod api_server;
 pub mod backend;
 pub mod candidate;
+pub mod change;
 pub mod differences;
 pub mod examine;
 pub mod expiry;

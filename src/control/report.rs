@@ -252,7 +252,7 @@ impl Reporter<'_> {
         let ends = ending(configuration, moment.time);
         let troubles = self.status.troubles();
         let replicas = self.of_replicas(Fleet::troubles, snapshot, configuration);
-        let pinned = configuration.pinned.iter().map(|pinned| {
+        let pinned = configuration.pinned.iter().filter(|pinned| pinned.hash == configuration.hash).map(|pinned| {
             let hash = super::history::short(&pinned.hash);
             format!("configuration {hash} was pinned by {}: the file is not followed until it changes", pinned.by)
         });

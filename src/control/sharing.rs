@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
+use super::change::{Change, Refusal};
 use super::history::Author;
 use super::keeper::{AGAIN, Applied, ChangeError, EXPIRY, Inner, Keeper, Request, UNKNOWN, tell_expired};
 use super::merge::{self, Lost, Merged};
 use super::shared::{self, Content, Found, Learnt, PATIENCE, Remote, RemoteError, Shared};
-use super::state::{Change, Changed, Declared, Entry, Mark, Refusal, Rollback, State};
+use super::state::{Changed, Declared, Entry, Mark, Rollback, State};
 use super::status::Trouble;
 use crate::telemetry::audit::Actor;
 use crate::telemetry::difference::Difference;
@@ -19,6 +20,9 @@ use crate::telemetry::difference::Difference;
 /// How long a change may take with all its tries, and how long one that takes traffic off new waits for anybody.
 const WHOLE: Duration = Duration::from_secs(4);
 const HURRY: Duration = Duration::from_secs(1);
+
+/// Whoever has just answered gets at least so much time to do it again.
+const A_MOMENT: Duration = Duration::from_millis(250);
 
 /// Between two tries of a change that another replica was faster with.
 const SHORTEST: Duration = Duration::from_millis(2);
@@ -172,7 +176,9 @@ impl Keeper {
             };
             let Some((next, entries)) = outcome? else { return Ok(None) };
             let adds = entries.iter().any(Entry::adds_to_new);
-            let patience = if adds { WHOLE } else { HURRY }.saturating_sub(start.elapsed());
+            let most = if adds { WHOLE } else { HURRY };
+            let least = if tries == 0 { Duration::ZERO } else { A_MOMENT };
+            let patience = most.saturating_sub(start.elapsed()).max(least);
             let mut attempted = None;
             let error = match (lost, known) {
                 // Nobody has answered for a while: what takes traffic off new does not wait for that to be seen again.
@@ -194,11 +200,10 @@ impl Keeper {
                     Err(RemoteError::Conflict) => {
                         tokio::time::sleep(shared::pause(tries, SHORTEST, LONGEST)).await;
                         tries += 1;
-                        let rest = if adds { WHOLE } else { HURRY }.saturating_sub(start.elapsed());
-                        match self.read_again(remote, rest).await {
+                        match self.read_again(remote, most.saturating_sub(start.elapsed()).max(A_MOMENT)).await {
+                            Ok(()) if start.elapsed() < most => continue,
                             // Whoever has answered until the time was over did answer.
-                            _ if rest.is_zero() => RemoteError::Conflict,
-                            Ok(()) => continue,
+                            Ok(()) => RemoteError::Conflict,
                             Err(error) => error,
                         }
                     }

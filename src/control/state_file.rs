@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -18,8 +19,8 @@ const HEAD: &str =
 /// The last line: a file without it was cut short, and says less than what was in force.
 const END: &str = "# The end. A file without this line was cut short.\n";
 
-/// Leftovers of writers that were killed keep so many names busy at most.
-const TEMPORARY_NAMES: u32 = 8;
+/// No writer takes so long: what is older was left behind by one that was killed.
+const LEFTOVER: Duration = Duration::from_secs(600);
 
 /// Larger files are not ours.
 const MAX_BYTES: u64 = 8 << 20;
@@ -125,24 +126,113 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// A new file beside this one. Another process that writes the same one at the same time has another name for it.
+/// A new file beside this one, with a name that no other writer has, in whichever process it is.
 fn temporary(path: &Path) -> io::Result<(File, PathBuf)> {
-    let named = |number: u32| {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".tmp{number}"));
-        path.with_file_name(name)
-    };
-    for number in 1..TEMPORARY_NAMES {
-        let name = named(number);
-        match File::create_new(&name) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            created => return created.map(|file| (file, name)),
+    remove_leftovers(path);
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".tmp{:016x}", rand::random::<u64>()));
+    let temporary = path.with_file_name(name);
+    File::create_new(&temporary).map(|file| (file, temporary))
+}
+
+/// What writers left behind that were killed would only grow. One that was merely slow finds its file gone, and tries again.
+fn remove_leftovers(path: &Path) {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return };
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let other = entry.file_name();
+        let rest = other.as_encoded_bytes().strip_prefix(name.as_encoded_bytes());
+        let written = entry.metadata().and_then(|metadata| metadata.modified());
+        let is_old = written.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LEFTOVER));
+        if is_old && rest.is_some_and(|rest| rest.starts_with(b".tmp")) {
+            let _ = fs::remove_file(entry.path());
         }
     }
-    let last = named(TEMPORARY_NAMES);
-    match fs::remove_file(&last) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::time::SystemTime;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::control::state::{Mark, Rollback};
+
+    fn state(reason: &str) -> State {
+        let by = "ops".to_owned();
+        let mark = Mark { at: Timestamp::UNIX_EPOCH, replica: "a".to_owned(), by, reason: Some(reason.to_owned()) };
+        State::default().roll_back(Rollback { hash: "0".repeat(64), seen: BTreeSet::new(), mark })
     }
-    File::create_new(&last).map(|file| (file, last))
+
+    fn names(directory: &TempDir) -> BTreeSet<String> {
+        let entries = fs::read_dir(directory.path()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_is_never_taken_for_less() {
+        let directory = TempDir::new().unwrap();
+        let file = StateFile::in_directory(directory.path());
+        file.write(&state("why")).unwrap();
+        assert_eq!(file.read(), Ok(Some(state("why"))));
+        let whole = fs::read_to_string(&file.path).unwrap();
+
+        for end in 0..whole.len() {
+            fs::write(&file.path, &whole[..end]).unwrap();
+            let error = file.read().unwrap_err();
+            assert!(error.contains("its end is missing"), "{end}: {error}");
+            assert!(error.contains("it is kept as ") && !file.path.exists(), "{end}: {error}");
+        }
+        assert_eq!(file.read(), Ok(None));
+    }
+
+    #[test]
+    fn writers_of_several_processes_never_mix() {
+        const EACH: usize = 40;
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("state.yaml");
+        let content = |writer: usize| vec![b'a' + writer as u8; 64 * 1024 + writer];
+        replace(&path, &content(0)).unwrap();
+        let is_over = AtomicBool::new(false);
+
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                while !is_over.load(Relaxed) {
+                    let seen = fs::read(&path).unwrap();
+                    assert_eq!(seen, content((seen[0] - b'a').into()), "a reader finds one of them, whole");
+                }
+            });
+            let writers: Vec<_> = (0..8)
+                .map(|writer| {
+                    let (path, content) = (&path, &content);
+                    scope.spawn(move || (0..EACH).for_each(|_| replace(path, &content(writer)).unwrap()))
+                })
+                .collect();
+            let written: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+            is_over.store(true, Relaxed);
+            assert!(reader.join().is_ok() && written.iter().all(Result::is_ok));
+        });
+
+        assert_eq!(names(&directory), ["state.yaml".to_owned()].into(), "nothing is left behind");
+    }
+
+    #[test]
+    fn what_killed_writers_left_behind_goes_when_nobody_can_be_writing_it() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("state.yaml");
+        for name in ["state.yaml.tmp", "state.yaml.tmp1", "state.yaml.tmpff", "state.yaml.unreadable-1", "other.tmp1"] {
+            fs::write(directory.path().join(name), "half").unwrap();
+        }
+        for old in ["state.yaml.tmp", "state.yaml.tmp1", "state.yaml.unreadable-1", "other.tmp1"] {
+            let file = File::options().append(true).open(directory.path().join(old)).unwrap();
+            file.set_modified(SystemTime::now() - LEFTOVER * 2).unwrap();
+        }
+
+        replace(&path, b"whole").unwrap();
+
+        let left = ["other.tmp1", "state.yaml", "state.yaml.tmpff", "state.yaml.unreadable-1"].map(str::to_owned);
+        assert_eq!(names(&directory), left.into());
+    }
 }

@@ -42,6 +42,8 @@ pub enum Trouble {
     LastGoodServes,
     /// The newest accepted file could not be kept.
     LastGoodUnstored,
+    /// What changed, and the files that were served, cannot be kept.
+    HistoryUnstored,
     /// The tokens cannot be read: every write is refused.
     Tokens,
     /// The stored state could not be read.
@@ -138,6 +140,11 @@ impl Status {
             Some(text) => troubles.insert(trouble, text.clone()).as_ref() != Some(&text),
             None => troubles.remove(&trouble).is_some(),
         }
+    }
+
+    /// Whether this is wrong now.
+    pub fn has_trouble(&self, trouble: Trouble) -> bool {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&trouble)
     }
 
     /// Everything that is wrong with the process itself, one line each.

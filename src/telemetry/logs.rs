@@ -143,7 +143,7 @@ fn is_quoted(value: &str) -> bool {
     let clean = inner.chars().all(|character| {
         let ends = character == '"' && !escaped;
         escaped = character == '\\' && !escaped;
-        !ends && !character.is_control()
+        !ends && text::is_visible(character)
     });
     clean && !escaped
 }

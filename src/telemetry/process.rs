@@ -143,7 +143,7 @@ impl ProcessMeters {
         }
     }
 
-    /// The state or the last good file could not be read or stored.
+    /// The state, the last good file or the history could not be read or stored.
     pub fn state_failed(&self) {
         self.state_failures.increment(1);
     }

@@ -132,15 +132,18 @@ pub fn push_readable(out: &mut String, text: &str) {
     }
 }
 
-/// Writes a character that may stand in a line, and escapes control characters and those that break or turn lines.
+/// Whether a character may stand in a line as it is: control characters and those that break or turn lines may not.
+pub fn is_visible(character: char) -> bool {
+    !character.is_control() && !matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Writes a character that may stand in a line, and escapes the others.
 pub fn push_visible(out: &mut String, character: char) {
     match character {
+        visible if is_visible(visible) => out.push(visible),
         '\0'..' ' | '\u{7f}' => push_hex(out, character),
-        '\u{80}'..='\u{9f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-            // Writing to a string cannot fail.
-            let _ = write!(out, "\\u{{{:X}}}", u32::from(character));
-        }
-        _ => out.push(character),
+        // Writing to a string cannot fail.
+        _ => drop(write!(out, "\\u{{{:X}}}", u32::from(character))),
     }
 }
 

@@ -1,70 +1,23 @@
 //! What a replica tells of the others, and what waits for all of them.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::support::app::Proxy;
-use crate::support::cli::{Finished, finish, free_port, program};
-use crate::support::client::Client;
-use crate::support::dns::{Dns, Reply};
 use crate::support::reach::Reach;
-use crate::support::setup::{Clusters, Setup};
+use crate::support::replicas::Replicas;
+use crate::support::setup::Setup;
 use crate::support::{PATIENCE, eventually, eventually_some};
 
-/// Replicas behind one name, on one port of several addresses.
-struct Replicas {
-    clusters: Clusters,
-    dns: Dns,
-    port: u16,
+fn start(replicas: &Replicas, number: u8) -> Proxy {
+    Proxy::start(&replicas.setup(number, 20))
 }
 
-impl Replicas {
-    fn new(count: u8) -> Self {
-        let replicas = Self { clusters: Clusters::new(), dns: Dns::new(), port: free_port() };
-        replicas.answer(count);
-        replicas
-    }
-
-    fn answer(&self, count: u8) {
-        let addresses: Vec<IpAddr> = (1..=count).map(|number| self.place(number).ip()).collect();
-        self.dns.on("peers.test", Reply::Addresses(addresses, 1));
-    }
-
-    fn place(&self, number: u8) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::new(127, 0, 0, number), self.port))
-    }
-
-    fn setup(&self, number: u8, percentage: u64) -> Setup {
-        Setup::new([self.clusters.service("a").percentage(percentage)])
-            .alike()
-            .admin(self.place(number))
-            .names_from(self.dns.sources())
-            .environment([("HOSTNAME".to_owned(), format!("pod-{number}"))])
-            .top(&format!("fleet: {{peers: \"dns:peers.test:{}\"}}", self.port))
-    }
-
-    fn start(&self, number: u8) -> Proxy {
-        Proxy::start(&self.setup(number, 20))
-    }
-}
-
-fn command(replica: &Reach, arguments: &[&str]) -> Finished {
-    let mut command = program();
-    command.args(arguments).args(["--admin", &format!("http://{}", replica.addresses.admin)]);
-    finish(command)
-}
-
-/// The same where the address is not one that the command is accepted from by its name.
-#[track_caller]
 fn set_share(replica: &Reach, percentage: u64) {
-    let body = json!({"percentage": percentage}).to_string();
-    let headers = [("Content-Type", "application/json")];
-    let target = "/api/v1/services/a/migration";
-    let mut client = Client::plain(replica.addresses.admin);
-    let answer = client.exchange("PUT", "localhost", target, &headers, body.as_bytes()).unwrap();
+    let answer = replica.change("PUT", "/api/v1/services/a/migration", &json!({"percentage": percentage}));
     assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
@@ -89,16 +42,16 @@ fn expected(states: &[(&str, &str)]) -> Vec<(String, String)> {
 #[test]
 fn replicas_know_of_each_other_and_a_difference_is_told_when_it_lasts() {
     let replicas = Replicas::new(2);
-    let [one, other] = [1, 2].map(|number| replicas.start(number));
+    let [one, other] = [1, 2].map(|number| start(&replicas, number));
     eventually(PATIENCE, "they agree", || {
         states(&one) == expected(&[("pod-2", "agree")]) && states(&other) == expected(&[("pod-1", "agree")])
     });
-    let told = command(&one, &["status"]);
+    let told = one.command(&["status"]);
     assert!(told.expect(0).contains("2 of 2 replicas agree"), "{}", told.stdout);
     assert_eq!(one.metrics().sum("fleet_replicas", &[("state", "agree")]), 1.0);
 
     // Each has a state of its own here, so nobody follows.
-    command(&one, &["update", "a", "50"]).expect(0);
+    one.command(&["update", "a", "50"]).expect(0);
     assert_eq!(states(&one), expected(&[("pod-2", "differ")]), "compared with what is served now");
     let report = one.status()["replicas"][0].clone();
     assert_eq!((&report["agrees"], &report["services"][0]["effective"]), (&json!(false), &json!(20)));
@@ -107,7 +60,7 @@ fn replicas_know_of_each_other_and_a_difference_is_told_when_it_lasts() {
         (&json!("closed"), &one.status()["config"]["hash"])
     );
     eventually(PATIENCE, "the other one sees it too", || states(&other) == expected(&[("pod-1", "differ")]));
-    let told = command(&one, &["status"]);
+    let told = one.command(&["status"]);
     assert!(told.expect(0).contains("1 of 2 replicas"), "{}", told.stdout);
     eventually(PATIENCE * 3, "it has lasted", || {
         one.status()["degraded"].to_string().contains("replica pod-2 does not agree for")
@@ -121,15 +74,15 @@ fn replicas_know_of_each_other_and_a_difference_is_told_when_it_lasts() {
 #[test]
 fn a_wait_ends_when_every_replica_serves_the_share() {
     let replicas = Replicas::new(2);
-    let [one, other] = [1, 2].map(|number| replicas.start(number));
+    let [one, other] = [1, 2].map(|number| start(&replicas, number));
     eventually(PATIENCE, "they agree", || states(&one) == expected(&[("pod-2", "agree")]));
 
-    let told = command(&one, &["update", "a", "40", "--wait", "1s"]);
+    let told = one.command(&["update", "a", "40", "--wait", "1s"]);
     told.expect(8);
     assert!(told.stderr.contains("pod-2"), "{}", told.stderr);
     std::thread::scope(|scope| {
         let author: &Reach = &one;
-        let waiting = scope.spawn(|| command(author, &["update", "a", "45", "--wait", "20s"]));
+        let waiting = scope.spawn(|| author.command(&["update", "a", "45", "--wait", "20s"]));
         eventually(PATIENCE, "the change is made", || one.service("a")["percentage"]["effective"] == 45);
         set_share(&other, 45);
         let told = waiting.join().unwrap();
@@ -141,7 +94,7 @@ fn a_wait_ends_when_every_replica_serves_the_share() {
 #[test]
 fn a_reload_is_compared_at_once_and_peers_can_be_turned_on() {
     let replicas = Replicas::new(2);
-    let one = replicas.start(1);
+    let one = start(&replicas, 1);
     let quiet = Setup::new([replicas.clusters.service("a").percentage(20)]).admin(replicas.place(2));
     let other = Proxy::start(&quiet);
     assert_eq!(other.status()["replicas"], json!([]));
@@ -170,7 +123,7 @@ fn peers_that_answer_garbage_or_never_are_unreachable() {
             let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[\"garbage");
         }
     });
-    let one = replicas.start(1);
+    let one = start(&replicas, 1);
 
     let status = eventually_some(PATIENCE * 2, "everybody was asked", || {
         let status = one.status();

@@ -184,6 +184,104 @@ fn a_start_follows_a_file_that_changed_while_an_earlier_one_was_pinned() {
     assert!(server.status()["config"]["pinned"].is_null());
 }
 
+/// A server whose file declares 80 % of `a` on new, while an earlier one with 10 % is pinned and everything is stored.
+/// Gives the hash of what is pinned.
+fn with_pin(first: &Setup, second: &Setup) -> (Server, String) {
+    let server = Server::start(first);
+    let pinned = hash(&server);
+    serve(&server, second);
+    server.command(&["rollback", "--config", &pinned]).expect(0);
+    let holds = |name: &str| fs::read_to_string(server.state_file(name)).is_ok_and(|text| text.contains(&pinned));
+    eventually(PATIENCE, "it is stored", || holds("history/pinned.json") && holds("last-good.yaml"));
+    (server, pinned)
+}
+
+fn pinned(server: &Server) -> Value {
+    server.status()["config"]["pinned"]["hash"].clone()
+}
+
+fn degraded(server: &Server) -> String {
+    server.status()["degraded"].to_string()
+}
+
+#[test]
+fn a_pin_that_cannot_be_followed_at_a_start_stays_and_is_loud() {
+    const LOUD: &str = "the pinned configuration cannot serve, the file does";
+    let clusters = Clusters::new();
+    let scratch = tempfile::tempdir().unwrap();
+    let trusted = scratch.path().join("ca.crt");
+    fs::copy(clusters.authority.file(), &trusted).unwrap();
+    let option = format!("ca_file: {}", trusted.display());
+    let first =
+        Setup::new([clusters.service("a").percentage(10).new_options(&[&option]), clusters.service("b").percentage(0)]);
+    let (mut server, first) = with_pin(&first, &two(&clusters, 80, 0));
+    let stored = server.state_file(&format!("history/{first}.yaml"));
+    let (text, last_good) = (fs::read(&stored).unwrap(), server.state_file("last-good.yaml"));
+
+    // Once it is not to be had, once it cannot be served: only what it names is missing.
+    for (lost, why) in [(&stored, "is lost"), (&trusted, "ca.crt")] {
+        let kept = fs::read(lost).unwrap();
+        fs::remove_file(lost).unwrap();
+        fs::write(&last_good, "damaged").unwrap();
+        server.kill_and_restart();
+
+        assert_eq!((share(&server, "a"), pinned(&server)), (json!(80), json!(first)), "{why}");
+        let said = degraded(&server);
+        assert!(said.contains(LOUD) && said.contains(why) && !said.contains("is not followed"), "{said}");
+        server.wait_for_line(&["ERROR", LOUD, why]);
+        fs::write(lost, kept).unwrap();
+
+        server.kill_and_restart();
+        assert_eq!((share(&server, "a"), pinned(&server)), (json!(10), json!(first)), "it serves as soon as it can");
+        assert!(!degraded(&server).contains(LOUD), "{}", degraded(&server));
+    }
+
+    fs::remove_file(&trusted).unwrap();
+    fs::write(&stored, text).unwrap();
+    server.kill_and_restart();
+    assert!(degraded(&server).contains(LOUD));
+    serve(&server, &two(&clusters, 81, 0));
+    assert_eq!((share(&server, "a"), pinned(&server)), (json!(81), Value::Null), "another file ends it");
+    assert!(!degraded(&server).contains(LOUD), "{}", degraded(&server));
+}
+
+#[test]
+fn the_last_good_copy_serves_a_pin_whose_own_copy_is_lost() {
+    let clusters = Clusters::new();
+    let (mut server, first) = with_pin(&two(&clusters, 10, 0), &two(&clusters, 80, 0));
+    let stored = server.state_file(&format!("history/{first}.yaml"));
+    fs::remove_file(&stored).unwrap();
+
+    server.kill_and_restart();
+
+    assert_eq!((hash(&server), share(&server, "a"), pinned(&server)), (first.clone(), json!(10), json!(first)));
+    assert!(!degraded(&server).contains("cannot serve"), "{}", degraded(&server));
+    eventually(PATIENCE, "there is a copy again", || stored.exists());
+}
+
+#[test]
+fn a_start_with_a_broken_file_ends_no_pin() {
+    let clusters = Clusters::new();
+    let (mut server, first) = with_pin(&two(&clusters, 10, 0), &two(&clusters, 80, 0));
+    let follows_pin = |server: &Server| {
+        assert_eq!((hash(server), share(server, "a"), pinned(server)), (first.clone(), json!(10), json!(first)));
+    };
+
+    server.file.swap("services: [");
+    server.kill_and_restart();
+    follows_pin(&server);
+    assert!(server.status()["config"]["last_error"].is_string());
+    server.kill_and_restart();
+    follows_pin(&server);
+
+    server.file.swap(&server.text(&two(&clusters, 80, 0)));
+    eventually(PATIENCE, "it is as it was", || server.status()["config"]["last_error"].is_null());
+    follows_pin(&server);
+    assert!(!degraded(&server).contains("last good"), "nothing is broken any more: {}", degraded(&server));
+    serve(&server, &two(&clusters, 70, 0));
+    assert_eq!((share(&server, "a"), pinned(&server)), (json!(70), Value::Null));
+}
+
 #[test]
 fn unknown_and_damaged_configurations_change_nothing() {
     let clusters = Clusters::new();

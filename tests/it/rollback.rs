@@ -1,52 +1,32 @@
 //! An earlier configuration on all replicas that share their state: each serves it from its own history, once, and until its
 //! own file changes.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-
 use serde_json::{Value, json};
 
 use crate::support::app::Proxy;
-use crate::support::cli::{Finished, Server, finish, free_port, program};
-use crate::support::client::Client;
-use crate::support::dns::{Dns, Reply};
+use crate::support::cli::Server;
 use crate::support::kubernetes::ApiServer;
 use crate::support::reach::Reach;
+use crate::support::replicas::Replicas;
 use crate::support::setup::{Clusters, Setup};
 use crate::support::{PATIENCE, eventually};
 
 const MAP: &str = "migration-state";
 const KEY: &str = "state.yaml";
 
-/// Replicas whose files have the same text, behind one name, with a state in common.
-struct Replicas {
-    clusters: Clusters,
+/// Replicas with a state in common.
+struct Sharing {
+    replicas: Replicas,
     server: ApiServer,
-    dns: Dns,
-    port: u16,
 }
 
-impl Replicas {
+impl Sharing {
     fn new(count: u8) -> Self {
-        let (clusters, server, dns) = (Clusters::new(), ApiServer::with_map(MAP), Dns::new());
-        let replicas = Self { clusters, server, dns, port: free_port() };
-        let addresses: Vec<IpAddr> = (1..=count).map(|number| replicas.place(number).ip()).collect();
-        replicas.dns.on("peers.test", Reply::Addresses(addresses, 1));
-        replicas
-    }
-
-    fn place(&self, number: u8) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::new(127, 0, 0, number), self.port))
+        Self { replicas: Replicas::new(count), server: ApiServer::with_map(MAP) }
     }
 
     fn setup(&self, number: u8, percentage: u64) -> Setup {
-        Setup::new([self.clusters.service("a").percentage(percentage)])
-            .alike()
-            .admin(self.place(number))
-            .names_from(self.dns.sources())
-            .state("backend: auto")
-            .environment(self.server.environment())
-            .environment([("HOSTNAME".to_owned(), format!("pod-{number}"))])
-            .top(&format!("fleet: {{peers: \"dns:peers.test:{}\"}}", self.port))
+        self.replicas.setup(number, percentage).state("backend: auto").environment(self.server.environment())
     }
 
     fn start(&self, number: u8, percentage: u64) -> Proxy {
@@ -72,19 +52,6 @@ impl Replicas {
     }
 }
 
-fn command(replica: &Reach, arguments: &[&str]) -> Finished {
-    let mut command = program();
-    command.args(arguments).args(["--admin", &format!("http://{}", replica.addresses.admin)]);
-    finish(command)
-}
-
-/// A change where the address is not one that the command is accepted from by its name.
-fn post(replica: &Reach, target: &str, body: &str) -> u16 {
-    let headers = [("Content-Type", "application/json")];
-    let mut client = Client::plain(replica.addresses.admin);
-    client.exchange("POST", "localhost", target, &headers, body.as_bytes()).unwrap().status
-}
-
 fn share(replica: &Reach) -> f64 {
     replica.service("a")["percentage"]["effective"].as_f64().unwrap()
 }
@@ -107,20 +74,20 @@ fn newest(replica: &Reach) -> Value {
 
 #[test]
 fn an_earlier_configuration_serves_on_every_replica_until_its_file_changes() {
-    let replicas = Replicas::new(2);
+    let replicas = Sharing::new(2);
     let (one, other) = (replicas.start(1, 20), replicas.start(2, 20));
     let first = hash(&one);
     one.reload(&replicas.setup(1, 80));
     other.reload(&replicas.setup(2, 80));
-    command(&one, &["update", "a", "90", "--reason", "ticket 7"]).expect(0);
+    one.command(&["update", "a", "90", "--reason", "ticket 7"]).expect(0);
     eventually(PATIENCE, "the other one follows", || share(&other) == 90.0);
-    Replicas::know_each_other(&one);
+    Sharing::know_each_other(&one);
     eventually(PATIENCE, "its history knows who, and why", || {
         let newest = newest(&other);
         (&newest["by"], &newest["reason"]) == (&json!("loopback on pod-1"), &json!("ticket 7"))
     });
 
-    command(&one, &["rollback", "--config", &first[..8], "--reason", "p99", "--wait", "60s"]).expect(0);
+    one.command(&["rollback", "--config", &first[..8], "--reason", "p99", "--wait", "60s"]).expect(0);
 
     assert_eq!((hash(&one), share(&one)), (first.clone(), 20.0));
     assert_eq!((hash(&other), share(&other)), (first.clone(), 20.0));
@@ -145,15 +112,15 @@ fn an_earlier_configuration_serves_on_every_replica_until_its_file_changes() {
 
 #[test]
 fn a_replica_without_the_configuration_says_so_and_stays() {
-    let replicas = Replicas::new(2);
+    let replicas = Sharing::new(2);
     let one = replicas.start(1, 20);
     let first = hash(&one);
     one.reload(&replicas.setup(1, 80));
     let other = replicas.start(2, 80);
     let second = hash(&other);
-    Replicas::know_each_other(&one);
+    Sharing::know_each_other(&one);
 
-    let told = command(&one, &["rollback", "--config", &first, "--wait", "60s"]);
+    let told = one.command(&["rollback", "--config", &first, "--wait", "60s"]);
     told.expect(4);
     assert!(told.stderr.contains("not followed") && told.stderr.contains("pod-2"), "{}", told.stderr);
     let stays = |replica: &Reach| {
@@ -164,8 +131,8 @@ fn a_replica_without_the_configuration_says_so_and_stays() {
     let told = one.status();
     assert_eq!(told["replicas"][0]["lacks"], json!(first));
     assert!(told["degraded"].to_string().contains("replica pod-2 does not follow the rollback"), "{told}");
-    let body = json!({"hash": first}).to_string();
-    assert_eq!(post(&other, "/api/v1/config/rollback", &body), 404);
+    let wish = json!({"hash": first});
+    assert_eq!(other.change("POST", "/api/v1/config/rollback", &wish).status, 404);
 
     // One that starts with the file that was overruled is no better off; another file is newer than the wish.
     stays(&replicas.start(3, 80));
@@ -178,12 +145,12 @@ fn a_replica_without_the_configuration_says_so_and_stays() {
 
 #[test]
 fn a_node_that_gets_the_overruled_file_later_serves_the_earlier_one() {
-    let replicas = Replicas::new(2);
+    let replicas = Sharing::new(2);
     let (one, late) = (replicas.start(1, 20), replicas.start(2, 20));
     let first = hash(&one);
     one.reload(&replicas.setup(1, 80));
     let second = hash(&one);
-    command(&one, &["rollback", "--config", &first]).expect(0);
+    one.command(&["rollback", "--config", &first]).expect(0);
     eventually(PATIENCE, "the other one knows", || pinned(&late)["hash"] == json!(first));
 
     late.file.replace(&late.text(&replicas.setup(2, 80)));
@@ -197,13 +164,13 @@ fn a_node_that_gets_the_overruled_file_later_serves_the_earlier_one() {
 
 #[test]
 fn a_replica_that_is_asked_before_the_overruled_file_comes_to_it_keeps_to_the_earlier_one() {
-    let replicas = Replicas::new(2);
+    let replicas = Sharing::new(2);
     let (quick, asked) = (replicas.start(1, 20), replicas.start(2, 20));
     let first = hash(&quick);
     quick.reload(&replicas.setup(1, 80));
     let second = hash(&quick);
-    let body = json!({"hash": first, "reason": "p99"}).to_string();
-    assert_eq!(post(&asked, "/api/v1/config/rollback", &body), 200);
+    let wish = json!({"hash": first, "reason": "p99"});
+    assert_eq!(asked.change("POST", "/api/v1/config/rollback", &wish).status, 200);
     eventually(PATIENCE, "the other one goes back", || hash(&quick) == first);
     eventually(PATIENCE, "the one that was asked knows what may come", || pinned(&asked)["hash"] == json!(first));
     assert_eq!((&pinned(&asked)["by"], &pinned(&asked)["reason"]), (&json!("loopback"), &json!("p99")));

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::app::Proxy;
-use crate::support::cli::{Finished, Server, finish, program};
-use crate::support::client::Client;
+use crate::support::cli::Server;
 use crate::support::kubernetes::ApiServer;
 use crate::support::reach::Reach;
 use crate::support::setup::{Clusters, Setup};
@@ -44,27 +43,15 @@ fn watched(server: &ApiServer, replicas: usize) {
     eventually(PATIENCE, "everybody watches", || server.watches() == replicas);
 }
 
-fn command(replica: &Reach, arguments: &[&str]) -> Finished {
-    let mut command = program();
-    command.args(arguments).args(["--admin", &format!("http://{}", replica.addresses.admin)]);
-    finish(command)
-}
-
 fn share(replica: &Reach, service: &str) -> f64 {
     replica.service(service)["percentage"]["effective"].as_f64().unwrap()
 }
 
 /// A change through the API; gives status and answer.
-fn put(replica: &Reach, target: &str, body: &Value) -> (u16, Value) {
-    let mut client = Client::plain(replica.addresses.admin);
-    let headers = [("Content-Type", "application/json")];
-    let host = replica.addresses.admin.to_string();
-    let answer = client.exchange("PUT", &host, target, &headers, body.to_string().as_bytes()).unwrap();
-    (answer.status, serde_json::from_slice(&answer.body).unwrap_or_default())
-}
-
 fn update(replica: &Reach, service: &str, percentage: &Value) -> (u16, Value) {
-    put(replica, &format!("/api/v1/services/{service}/migration"), &json!({"percentage": percentage}))
+    let target = format!("/api/v1/services/{service}/migration");
+    let answer = replica.change("PUT", &target, &json!({"percentage": percentage}));
+    (answer.status, serde_json::from_slice(&answer.body).unwrap_or_default())
 }
 
 fn degraded(replica: &Reach) -> String {
@@ -100,12 +87,12 @@ fn replicas_follow_each_other_within_a_second() {
     println!("followed after {delays:?}");
     assert!(delays[2] < Duration::from_secs(1), "{delays:?}");
 
-    command(&one, &["safe-mode", "on"]).expect(0);
+    one.command(&["safe-mode", "on"]).expect(0);
     eventually(PATIENCE, "safe mode reaches the other one", || other.status()["safe_mode"] == true);
     assert_eq!(other.side(A, "/", &[]), "old");
-    command(&other, &["safe-mode", "off"]).expect(0);
-    command(&other, &["freeze", "on", "a"]).expect(0);
-    eventually(PATIENCE, "a freeze holds everywhere", || command(&one, &["update", "a", "90"]).code == Some(6));
+    other.command(&["safe-mode", "off"]).expect(0);
+    other.command(&["freeze", "on", "a"]).expect(0);
+    eventually(PATIENCE, "a freeze holds everywhere", || one.command(&["update", "a", "90"]).code == Some(6));
     assert!(one.audit_lines().iter().all(|line| !line.contains(" AUDIT - freeze ")), "only its author audits a change");
 }
 
@@ -179,11 +166,11 @@ fn a_lost_api_server_disturbs_no_traffic() {
         eventually(PATIENCE, "it is degraded", || degraded(replica).contains("the state is not shared"));
         assert_eq!((replica.side(A, "/", &[]), replica.admin("/ready").status), ("new".to_owned(), 200));
     }
-    let told = command(&one, &["update", "b", "50"]);
+    let told = one.command(&["update", "b", "50"]);
     told.expect(1);
     assert!(told.stderr.contains("nothing was changed"), "{}", told.stderr);
     let start = Instant::now();
-    let told = command(&one, &["rollback", "a"]);
+    let told = one.command(&["rollback", "a"]);
     told.expect(4);
     assert!(start.elapsed() < PATIENCE / 2, "a way back waits for nobody");
     assert_eq!((one.side(A, "/", &[]), other.side(A, "/", &[])), ("old".to_owned(), "new".to_owned()));
@@ -203,7 +190,7 @@ fn a_new_replica_is_not_ready_before_it_knows_the_state() {
     let one = Proxy::start(&setup(&server, &clusters, "pod-1", 20, 100));
     ready(&one);
     assert_eq!(update(&one, "a", &json!(70)).0, 200);
-    command(&one, &["safe-mode", "on", "b", "--reason", "drill"]).expect(0);
+    one.command(&["safe-mode", "on", "b", "--reason", "drill"]).expect(0);
 
     server.be_silent(true);
     let new = Proxy::start(&setup(&server, &clusters, "pod-2", 20, 100));
@@ -271,7 +258,7 @@ fn what_nobody_confirms_goes_back_also_without_its_author() {
     ready(&other);
     author.command(&["update", "*", "60", "--for", "3s"]).expect(0);
     eventually(PATIENCE, "the other one follows", || share(&other, "b") == 60.0);
-    command(&other, &["confirm", "b"]).expect(0);
+    other.command(&["confirm", "b"]).expect(0);
 
     drop(author);
 
@@ -288,7 +275,7 @@ fn a_clock_that_runs_out_on_every_replica_is_audited_once() {
     let (clusters, server) = (Clusters::new(), ApiServer::with_map(MAP));
     let replicas = two(&server, &clusters);
     watched(&server, 2);
-    command(&replicas[0], &["update", "a", "60", "--for", "1s"]).expect(0);
+    replicas[0].command(&["update", "a", "60", "--for", "1s"]).expect(0);
 
     for replica in &replicas {
         eventually(PATIENCE, "it goes back everywhere", || share(replica, "a") == 20.0);
@@ -380,23 +367,48 @@ fn what_is_forbidden_is_said_with_the_role_that_would_allow_it() {
     ready(&one);
 
     eventually(PATIENCE, "it is degraded", || degraded(&one).contains("heard of late"));
-    let told = command(&one, &["update", "a", "50"]);
+    let told = one.command(&["update", "a", "50"]);
     told.expect(1);
     for part in ["nothing was changed", "cannot patch resource", "Role", "get, list, watch and patch", MAP, "team"] {
         assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
     }
     assert_eq!(share(&one, "a"), 20.0);
-    let examined = command(&one, &["doctor"]);
+    let examined = one.command(&["doctor"]);
     for part in ["get of ConfigMap", "patch of ConfigMap", "is forbidden", "k8s/rbac.yaml"] {
         assert!(examined.expect(4).contains(part), "{part} in {examined:?}");
     }
-    command(&one, &["safe-mode", "on"]).expect(4);
+    one.command(&["safe-mode", "on"]).expect(4);
     eventually(PATIENCE, "it is said", || degraded(&one).contains("other replicas do not know all"));
 
     server.forbid(&[]);
     eventually(PATIENCE * 4, "the others hear of it", || {
         server.data(MAP, KEY).is_some_and(|text| text.contains("safe_mode"))
     });
+}
+
+#[test]
+fn an_api_server_that_lets_others_write_all_the_time_is_not_called_silent() {
+    const TOLD: &str = "other replicas write all the time";
+    let (clusters, server) = (Clusters::new(), ApiServer::with_map(MAP));
+    let one = Proxy::start(&setup(&server, &clusters, "pod-1", 20, 0));
+    ready(&one);
+    server.be_contended(true);
+
+    let told = one.command(&["update", "a", "50"]);
+    told.expect(1);
+    assert!(told.stderr.contains(&format!("nothing was changed: {TOLD}")), "{}", told.stderr);
+    assert_eq!(share(&one, "a"), 20.0);
+    let told = one.command(&["safe-mode", "on"]);
+    told.expect(4);
+    assert!(told.stderr.contains(TOLD), "{}", told.stderr);
+    assert_eq!(one.status()["safe_mode"], true, "what takes traffic off new holds here");
+    eventually(PATIENCE, "it is said", || degraded(&one).contains(&format!("other replicas do not know all: {TOLD}")));
+
+    server.be_contended(false);
+    eventually(PATIENCE * 4, "the others hear of it", || {
+        server.data(MAP, KEY).is_some_and(|text| text.contains("safe_mode"))
+    });
+    eventually(PATIENCE, "all is well", || !degraded(&one).contains(TOLD));
 }
 
 #[test]

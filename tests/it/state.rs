@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -231,16 +232,59 @@ fn a_state_that_makes_no_sense_is_kept_aside_and_loud() {
     let clusters = Clusters::new();
     let mut server = Server::start(&two(&clusters, 30, 0));
     server.command(&["update", "a", "100"]).expect(0);
-    fs::write(server.state_file("state.yaml"), "services: {a: {percentage: {value: 1000}}}").unwrap();
+    let (state, whole) =
+        (server.state_file("state.yaml"), fs::read_to_string(server.state_file("state.yaml")).unwrap());
+    let directory = server.state_file("");
+    let kept = || {
+        let names = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("state.yaml.unreadable-")).count()
+    };
+    // What was cut short may still be a state, of nothing at all.
+    let cut = &whole[..whole.find("services:").unwrap()];
 
+    for (text, why) in [("services: {a: {percentage: {value: 1000}}}", ""), (cut, "its end is missing")] {
+        fs::write(&state, text).unwrap();
+        server.kill_and_restart();
+
+        assert_eq!(share(&server, "a"), shares(30.0, 30.0), "{text}");
+        let degraded = server.status()["degraded"].to_string();
+        assert!(degraded.contains("it is kept as") && degraded.contains(why), "{text}: {degraded}");
+        assert_eq!(server.metrics().sum("state_failures_total", &[]), 1.0, "{text}");
+        assert!(kept() > 0);
+        server.command(&["update", "a", "40"]).expect(0);
+    }
+}
+
+#[test]
+fn special_files_in_the_place_of_what_is_kept_hold_up_no_start() {
+    let clusters = Clusters::new();
+    let mut server = Server::start(&two(&clusters, 30, 0));
+    let hash = server.status()["config"]["hash"].as_str().unwrap().to_owned();
+    let stored = format!("history/{hash}.yaml");
+    eventually(PATIENCE, "the history is kept", || server.state_file(&stored).exists());
+    let names = ["history/events.jsonl", "history/pinned.json", "history/handled.json", &stored];
+
+    for name in names.into_iter().chain(["last-good.yaml", "state.yaml", "state-shared.yaml"]) {
+        let path = server.state_file(name);
+        let _ = fs::remove_file(&path);
+        // Whoever opens it to read waits for a writer.
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    }
     server.kill_and_restart();
 
-    assert_eq!(share(&server, "a"), shares(30.0, 30.0));
-    assert!(server.status()["degraded"].to_string().contains("it is kept as"), "{}", server.status());
-    assert_eq!(server.metrics().sum("state_failures_total", &[]), 1.0);
-    let kept = fs::read_dir(server.state_file("")).unwrap().flatten();
-    assert!(kept.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("state.yaml.unreadable-")));
+    assert_eq!(server.side(A, "/", &[]).len(), 3);
+    let degraded = server.status()["degraded"].to_string();
+    assert!(degraded.contains("state.yaml cannot be used (it is no regular file)"), "{degraded}");
+    for told in ["what is known of rollbacks cannot be read", "entries of the history cannot be read"] {
+        assert!(server.stderr().contains(told), "{told}: {}", server.stderr());
+    }
     server.command(&["update", "a", "40"]).expect(0);
+    server.command(&["history"]).expect(0);
+    eventually(PATIENCE, "everything is kept again", || {
+        ["last-good.yaml", "state.yaml", "history/events.jsonl", &stored]
+            .iter()
+            .all(|name| server.state_file(name).metadata().is_ok_and(|metadata| metadata.is_file()))
+    });
 }
 
 #[test]
@@ -253,6 +297,10 @@ fn without_a_place_for_the_state_only_less_goes_to_new() {
     server.kill_and_restart();
     let degraded = server.status()["degraded"].to_string();
     assert!(degraded.contains("last-good.yaml"), "{degraded}");
+    eventually(PATIENCE, "the history says so too", || {
+        server.status()["degraded"].to_string().contains("the history is not kept: cannot write ")
+    });
+    assert!(server.metrics().sum("state_failures_total", &[]) >= 2.0);
 
     let told = server.command(&["update", "a", "50"]);
     told.expect(1);
@@ -268,6 +316,11 @@ fn without_a_place_for_the_state_only_less_goes_to_new() {
     // It is stored as soon as that is possible.
     fs::remove_file(server.state_file("").to_string_lossy().trim_end_matches('/')).unwrap();
     eventually(PATIENCE, "the state is stored", || server.state_file("state.yaml").exists());
+    eventually(PATIENCE * 2, "and the rest without another change", || {
+        let degraded = server.status()["degraded"].to_string();
+        !degraded.contains("cannot write") && server.state_file("last-good.yaml").exists()
+    });
+    assert!(server.state_file("history/events.jsonl").exists());
     server.kill_and_restart();
     assert_eq!(server.side(A, "/", &[]), "old");
 }

@@ -9,7 +9,8 @@ use clap::CommandFactory;
 use clap_mangen::Man;
 use migration_proxy::cli::Cli;
 
-use crate::support::cli::{Background, Server, finish, run};
+use crate::support::cli::{Background, Scratch, Server, finish, run};
+use crate::support::eventually;
 use crate::support::peers::available;
 use crate::support::setup::{Clusters, Setup};
 
@@ -29,6 +30,85 @@ fn status_is_shown_again_and_says_when_the_proxy_has_gone() {
 
     watching.wait_for_text("cannot reach the admin port", LOOKS);
     assert!(!watching.text().contains('\u{1b}'), "nothing steers what is no terminal");
+}
+
+/// What would clear the screen, name its window, or turn the direction of what follows.
+const COMMANDS: [&str; 4] = [r"\e[2J", r"\e]0;x\a", r"\x9b2J", r"\u202e"];
+
+#[track_caller]
+fn assert_printable(shown: &str, what: &str) {
+    let steers = |c: char| (c.is_control() && c != '\n') || ('\u{202a}'..='\u{202e}').contains(&c);
+    assert!(!shown.contains(steers), "{what}: {shown:?}");
+}
+
+#[test]
+fn texts_of_files_and_arguments_cannot_steer_a_terminal() {
+    let clusters = Clusters::new();
+    let setup = Setup::new([clusters.service("a")]);
+    let server = Server::start(&setup);
+    let good = server.text(&setup);
+    let with = |from: &str, to: &str| {
+        assert!(good.contains(from));
+        good.replacen(from, to, 1)
+    };
+
+    let scratch = tempfile::tempdir().unwrap();
+    let rejected = || server.metrics().sum("config_reloads_total", &[("result", "rejected")]);
+
+    for command in COMMANDS {
+        let written = command.replace(r"\e", "\u{1b}").replace(r"\a", "\u{7}").replace(r"\x9b", "\u{9b}");
+        let written = written.replace(r"\u202e", "\u{202e}");
+        for wrong in [
+            with("name: a", &format!("name: \"a{command}b\"")),
+            with("old_host: a.old.test", &format!("old_host: \"a{command}b.old.test\"")),
+            with("new_host: a.new.test", &format!("\"{command}\": 1")),
+            with("workers: 1", &format!("workers: \"{command}\"")),
+            with("workers: 1", &format!("workers: {written}")),
+            with("workers: 1", &format!("workers: 1 # {written}\nworkers: x")),
+        ] {
+            // No last good file is where this one looks for it.
+            let scratch = Scratch::new(wrong.replace("/state\"", "/elsewhere\""));
+            for flags in [&[][..], &["--json"], &["--against", &server.admin_url()]] {
+                let told = scratch.check(flags);
+                told.expect(3);
+                // JSON has escapes of its own, but not for direction.
+                let shown = if flags == ["--json"] { told.stderr.clone() } else { told.all() };
+                assert_printable(&shown, &wrong);
+            }
+            let told = run(&["run", "-c", scratch.path().to_str().unwrap()]);
+            assert_eq!(told.code, Some(3), "{told:?}");
+            assert_printable(&told.all(), &wrong);
+        }
+        let before = rejected();
+        server.file.swap(&with("name: a", &format!("name: \"a{command}b\"\n    \"{command}\": 1")));
+        eventually(LOOKS, "it is rejected", || rejected() > before);
+        assert_printable(&server.command(&["status"]).all(), command);
+        for arguments in [
+            &["update", &written, "5"][..],
+            &["explain", "--host", &written],
+            &["history", &written],
+            &["rollback", "--config", &written],
+        ] {
+            let told = server.command(arguments);
+            assert_ne!(told.code, Some(0), "{arguments:?}");
+            assert_printable(&told.all(), &format!("{arguments:?}"));
+        }
+        let named = scratch.path().join(format!("{written}.yaml"));
+        for (verb, text) in [
+            (&["check"][..], None),
+            (&["check"], Some(good.as_str())),
+            (&["import", "--file"], None),
+            (&["import", "--file"], Some("kind: X")),
+            (&["import"], None),
+        ] {
+            let _ = fs::remove_file(&named);
+            if let Some(text) = text {
+                fs::write(&named, text).unwrap();
+            }
+            assert_printable(&run(&[verb, &[named.to_str().unwrap()]].concat()).all(), "the name of a file");
+        }
+    }
+    assert_printable(&server.stderr(), "the log");
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn server(clusters: &Clusters) -> Server {
 
 fn traffic(scale: &Scale, server: &Server) -> Record {
     let load = Paced::new(server.addresses.http, HOST, scale.pick(100, 1_000)).calls(mixed);
-    let record = load.run(scale.millis(1_000, 10_000));
+    let record = load.run(scale.pick(100, 10_000));
     record.assert_all_ok();
     record
 }

@@ -81,7 +81,7 @@ fn post(scale: &Scale, address: SocketAddr, first: u64) -> Record {
         let fields = vec![("X-Order", (first + number).to_string())];
         Call { method: "POST", target: "/order".into(), fields, body: b"one order, once" }
     };
-    Paced::new(address, HOST, scale.pick(500, 2_500)).calls(calls).run(scale.millis(2_000, 40_000))
+    Paced::new(address, HOST, scale.pick(500, 2_500)).calls(calls).run(scale.pick(1_000, 100_000))
 }
 
 #[test]

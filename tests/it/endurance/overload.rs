@@ -24,12 +24,15 @@ struct Rates {
 /// `places` at the origin, and as many in the limit under test: whoever is accepted is served at once.
 fn overload(scale: &Scale, server: &Server, places: u64) -> Rates {
     let capacity = places * 1_000 / WORK.as_millis() as u64;
-    let run = |tenths: u64, time| Paced::new(server.addresses.http, HOST, capacity * tenths / 10).run(time);
-    let short = scale.millis(1_000, 10_000);
-    run(10, short);
+    // So many seconds' worth of what the origin can do, at so many tenths of that.
+    let run = |tenths: u64, seconds: u64| {
+        let rate = capacity * tenths / 10;
+        Paced::new(server.addresses.http, HOST, rate).run(rate * seconds)
+    };
+    run(10, scale.pick(1, 10));
     let at_capacity = server.memory();
-    let below = run(8, scale.millis(1_500, 20_000));
-    let over = run(100, scale.millis(3_000, 60_000));
+    let below = run(8, scale.pick(2, 20));
+    let over = run(100, scale.pick(3, 60));
     Rates { below, over, at_capacity, after: server.memory() }
 }
 

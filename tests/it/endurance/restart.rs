@@ -8,6 +8,7 @@ use crate::support::cli::Server;
 use crate::support::client::Paced;
 use crate::support::scale::Scale;
 use crate::support::setup::{Clusters, Setup};
+use crate::support::{PATIENCE, eventually};
 
 #[test]
 fn a_rolling_restart_fails_no_request() {
@@ -20,13 +21,16 @@ fn a_rolling_restart_fails_no_request() {
     let addresses = |servers: &[Server]| servers.iter().map(|server| server.addresses.http).collect::<Vec<_>>();
     let balancer = Balancer::new(&addresses(&servers), lag);
     let load = Paced::new(balancer.address(), HOST, scale.pick(100, 2_000)).calls(mixed).start();
-    std::thread::sleep(scale.millis(500, 5_000));
+    load.wait_for(scale.pick(50, 10_000));
     let mut took = Vec::new();
 
     for _ in 0..2 {
-        servers.push(Server::start(&setup));
-        balancer.learn(&addresses(&servers));
-        std::thread::sleep(lag + scale.millis(300, 2_000));
+        let joining = Server::start(&setup);
+        let served = || joining.metrics().sum("requests_total", &[]);
+        balancer.learn(&[addresses(&servers), vec![joining.addresses.http]].concat());
+        eventually(PATIENCE + lag, "the balancer knows of the new one", || served() > 0.0);
+        load.wait_for(scale.pick(30, 4_000));
+        servers.push(joining);
         let mut leaving = servers.remove(0);
         leaving.assert_sound();
         balancer.learn(&addresses(&servers));
@@ -35,7 +39,7 @@ fn a_rolling_restart_fails_no_request() {
         assert_eq!(leaving.exit_code(), Some(0), "{}", leaving.stderr());
         took.push(told.elapsed());
     }
-    std::thread::sleep(scale.millis(300, 2_000));
+    load.wait_for(scale.pick(30, 4_000));
     let record = load.stop();
 
     record.assert_all_ok();

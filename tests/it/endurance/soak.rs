@@ -3,7 +3,7 @@
 use std::env;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng};
@@ -12,7 +12,7 @@ use super::storm::Storm;
 use super::{HOST, mixed, statuses};
 use crate::support::certs::Authority;
 use crate::support::cli::Server;
-use crate::support::client::{Client, Paced};
+use crate::support::client::{Client, Paced, Pacing};
 use crate::support::origin::{Answer, End, Gate};
 use crate::support::scale::Scale;
 use crate::support::setup::Setup;
@@ -41,13 +41,22 @@ fn seed() -> u64 {
     seed
 }
 
-fn pause(dice: &mut StdRng, most: u64) {
-    std::thread::sleep(Duration::from_millis(dice.random_range(0..most)));
+/// Lets the load go on for some requests.
+fn pause(load: &Pacing, dice: &mut StdRng, most: u64) {
+    load.wait_for(dice.random_range(0..most));
+}
+
+/// Ends what waits for the flag, also where the test fails.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 /// Breaks new in some way for some time, and mends it.
-fn strike(storm: &mut Storm, dice: &mut StdRng) {
-    const MOST: u64 = 1_500;
+fn strike(storm: &mut Storm, load: &Pacing, dice: &mut StdRng, most: u64) {
     let answers = [
         Answer::nothing(End::Reset),
         Answer::nothing(End::Fin),
@@ -63,37 +72,37 @@ fn strike(storm: &mut Storm, dice: &mut StdRng) {
     match dice.random_range(0..14) {
         0 => {
             storm.clusters.new.kill();
-            pause(dice, MOST);
+            pause(load, dice, most);
             storm.clusters.new.restart();
         }
         1 => {
             let frozen = storm.freeze();
-            pause(dice, MOST);
+            pause(load, dice, most);
             drop(frozen);
         }
         2 => {
             storm.clusters.new.backlog(0);
             let frozen = storm.freeze();
-            pause(dice, MOST);
+            pause(load, dice, most);
             drop(frozen);
             storm.clusters.new.backlog(1024);
         }
         3 => {
             let stranger = Authority::new("a stranger").server(&["*.new.test"]);
             storm.clusters.new.show(Some(stranger.server_config(&["http/1.1"], None))).close_after(1);
-            pause(dice, MOST);
+            pause(load, dice, most);
             storm.clusters.new.show(None).close_after(usize::MAX);
         }
         other => {
             storm.says(Some(answers[other - 4].clone()));
-            pause(dice, MOST);
+            pause(load, dice, most);
             storm.says(None);
         }
     }
 }
 
 /// A client that behaves badly, once.
-fn be_rude(server: &Server, dice: &mut StdRng) {
+fn be_rude(server: &Server, load: &Pacing, dice: &mut StdRng) {
     let Ok(mut client) = Client::try_plain(server.addresses.http, None) else { return };
     client.patience(Duration::from_secs(2));
     let host = format!("Host: {HOST}\r\n");
@@ -111,7 +120,7 @@ fn be_rude(server: &Server, dice: &mut StdRng) {
         0 => drop(client),
         1 => client.reset(),
         2 => {
-            pause(dice, 300);
+            pause(load, dice, 30);
             client.reset();
         }
         _ => {
@@ -158,31 +167,33 @@ fn nothing_is_left_of_a_storm_of_everything() {
     let mut server = Server::start(&setup(&storm, 50));
     let load = || Paced::new(server.addresses.http, HOST, scale.pick(100, 500)).calls(mixed);
     let descriptors = server.descriptors();
-    load().run(scale.millis(300, 5_000)).assert_all_ok();
+    load().run(scale.pick(30, 2_500)).assert_all_ok();
     let before = (descriptors, server.memory());
     storm.orders.forget();
 
     let load = load().start();
-    let end = Instant::now() + scale.millis(5_000, 300_000);
+    // A strike lasts up to a second and a half, and so do the pauses between two of them.
+    let (all, most, between) = (scale.pick(500, 150_000), scale.pick(150, 750), scale.pick(2, 10));
     let over = AtomicBool::new(false);
     let mut strikes = 0;
     std::thread::scope(|threads| {
-        let (server, over, mut theirs) = (&server, &over, StdRng::seed_from_u64(seed + 1));
+        let (server, load, over) = (&server, &load, &over);
+        let mut theirs = StdRng::seed_from_u64(seed + 1);
         threads.spawn(move || {
             while !over.load(SeqCst) {
-                be_rude(server, &mut theirs);
-                pause(&mut theirs, 20);
+                be_rude(server, load, &mut theirs);
+                pause(load, &mut theirs, between);
             }
         });
-        while Instant::now() < end {
-            strike(&mut storm, &mut dice);
+        let _ending = Ending(over);
+        while load.ended() < all {
+            strike(&mut storm, load, &mut dice, most);
             strikes += 1;
             if dice.random_ratio(1, 3) {
                 server.file.swap(&server.text(&setup(&storm, dice.random_range(20..=80))));
             }
-            pause(&mut dice, 1_500);
+            pause(load, &mut dice, most);
         }
-        over.store(true, SeqCst);
     });
     let record = load.stop();
 

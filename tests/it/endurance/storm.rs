@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{HOST, Orders, mixed, statuses, sum_over};
 use crate::support::certs::Authority;
@@ -84,10 +84,10 @@ fn weather_over(alpn: &str, fault: impl FnOnce(&mut Storm, &dyn Fn())) -> (Scale
     let service = service.percentage(20).with(&format!("fallback: {{recovery_time: {}}}", scale.pick("1s", "5s")));
     let top = format!("global: {{default_timeout: {}}}", scale.pick("900ms", "3s"));
     let mut server = Server::start(&Setup::new([service]).top(&top).workers(scale.pick(1, 2)));
-    let (calm, storming) = (scale.millis(500, 3_000), scale.millis(2_500, 10_000));
+    let (calm, storming) = (scale.pick(50, 6_000), scale.pick(250, 20_000));
 
     let load = Paced::new(server.addresses.http, HOST, scale.pick(100, 2_000)).calls(mixed).start();
-    std::thread::sleep(calm);
+    load.wait_for(calm);
     let begun = load.elapsed();
     let opened = Mutex::new(None);
     fault(&mut storm, &|| {
@@ -96,7 +96,7 @@ fn weather_over(alpn: &str, fault: impl FnOnce(&mut Storm, &dyn Fn())) -> (Scale
     let mended = load.elapsed();
     eventually(Duration::from_secs(30), "the breaker closes again", || server.breaker("a") == "closed");
     let recovered = load.elapsed().saturating_sub(mended);
-    std::thread::sleep(calm);
+    load.wait_for(calm);
     let record = load.stop();
 
     storm.orders.assert_posts_once(&record);
@@ -113,16 +113,15 @@ fn weather_over(alpn: &str, fault: impl FnOnce(&mut Storm, &dyn Fn())) -> (Scale
     (scale, Figures { protected, recovered, record })
 }
 
-/// Waits out the storm; gives the moment at which the breaker was first seen open.
-fn watch_opening(server: &Server, load: &Pacing, storming: Duration) -> Option<Duration> {
-    let end = Instant::now() + storming;
+/// Waits out so many requests of the storm; gives the moment at which the breaker was first seen open.
+#[track_caller]
+fn watch_opening(server: &Server, load: &Pacing, storming: u64) -> Option<Duration> {
     let mut opened = None;
-    while Instant::now() < end {
+    load.watch_for(storming, || {
         if opened.is_none() && server.breaker("a") == "open" {
             opened = Some(load.elapsed());
         }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    });
     opened
 }
 

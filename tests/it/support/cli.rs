@@ -6,14 +6,14 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::client::Client;
 use super::reach::Reach;
 use super::setup::{Addresses, ConfigFile, Ports, Setup};
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, polled};
 
 /// The longest that a command may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -96,18 +96,12 @@ pub fn finish_within(mut command: Command, limit: Duration) -> Finished {
 
 /// Waits for a child; kills it when it takes too long.
 fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    let end = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return Some(status);
-        }
-        if Instant::now() > end {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    let status = polled(limit, || child.try_wait().unwrap());
+    if status.is_none() {
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
+    status
 }
 
 /// A port that was free a moment ago, for programs that cannot tell which one the system chose.
@@ -235,19 +229,15 @@ impl Server {
     #[track_caller]
     fn wait_until_ready(&mut self) {
         let admin = self.addresses.admin;
-        let end = Instant::now() + PATIENCE;
-        loop {
+        let ready = polled(PATIENCE, || {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the server ended with {status}: {}", self.stderr());
             }
-            let ready = Client::try_plain(admin, None)
-                .is_ok_and(|mut client| matches!(client.exchange("GET", "127.0.0.1", "/ready", &[], b""), Ok(answer) if answer.status == 200));
-            if ready {
-                return;
-            }
-            assert!(Instant::now() < end, "the server is not ready: {}", self.stderr());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+            let mut client = Client::try_plain(admin, None).ok()?;
+            let answer = client.exchange("GET", "127.0.0.1", "/ready", &[], b"").ok()?;
+            (answer.status == 200).then_some(())
+        });
+        assert!(ready.is_some(), "the server is not ready: {}", self.stderr());
     }
 
     /// The text that `setup` has for this server.
@@ -324,22 +314,9 @@ impl Server {
         self.exit_code()
     }
 
-    /// A verb with these arguments against this server.
-    #[track_caller]
-    pub fn command(&self, arguments: &[&str]) -> Finished {
-        let mut command = program();
-        command.args(arguments).args(["--admin", &self.admin_url()]);
-        finish(command)
-    }
-
     /// A file of `state_dir`.
     pub fn state_file(&self, name: &str) -> PathBuf {
         self.directory.path().join("state").join(name)
-    }
-
-    /// `--admin` of this server.
-    pub fn admin_url(&self) -> String {
-        format!("http://{}", self.addresses.admin)
     }
 
     /// Descriptors that are open.

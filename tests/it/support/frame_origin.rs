@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use super::client::frames::{
     ACK, DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, block,
 };
+use super::listening::Listening;
 
 /// A request whose head has come.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +58,6 @@ struct Shared {
     streams: Option<u32>,
     requests: AtomicU64,
     connections: AtomicU64,
-    over: AtomicBool,
     /// The most streams that were open on one connection.
     most: Mutex<u32>,
     /// All DATA of each connection.
@@ -68,43 +67,33 @@ struct Shared {
 
 /// The origin.
 pub struct FrameOrigin {
-    address: SocketAddr,
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    listening: Listening,
 }
 
 impl FrameOrigin {
     /// In clear, by prior knowledge; the script says what follows each request.
     pub fn start(streams: Option<u32>, script: impl Fn(Arrival) -> Vec<Move> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             script: Arc::new(script),
             streams,
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
-            over: AtomicBool::new(false),
             most: Mutex::new(0),
             data: Mutex::default(),
             endings: Mutex::default(),
         });
         let state = shared.clone();
-        let thread = std::thread::spawn(move || {
-            for socket in listener.incoming() {
-                if state.over.load(SeqCst) {
-                    return;
-                }
-                let (Ok(socket), state) = (socket, state.clone()) else { continue };
-                let connection = state.connections.fetch_add(1, SeqCst);
-                std::thread::spawn(move || serve(socket, &state, connection));
-            }
+        let listening = Listening::start(move |socket, connection| {
+            state.connections.fetch_add(1, SeqCst);
+            serve(socket, &state, connection);
         });
-        Self { address, shared, thread: Some(thread) }
+        Self { shared, listening }
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listening.address()
     }
 
     /// Requests whose head has come.
@@ -130,16 +119,6 @@ impl FrameOrigin {
     /// The most streams that were open on one connection.
     pub fn most_streams(&self) -> u32 {
         *self.shared.most.lock().unwrap()
-    }
-}
-
-impl Drop for FrameOrigin {
-    fn drop(&mut self) {
-        self.shared.over.store(true, SeqCst);
-        let _ = TcpStream::connect(self.address);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

@@ -81,6 +81,7 @@ struct Cluster {
     forbidden: BTreeSet<&'static str>,
     /// Requests are read and never answered.
     is_silent: bool,
+    is_contended: bool,
     conflicts: usize,
 }
 
@@ -159,6 +160,11 @@ impl ApiServer {
     /// Reads requests and answers none, or answers again.
     pub fn be_silent(&self, is_silent: bool) {
         self.lock().is_silent = is_silent;
+    }
+
+    /// Says of every patch that another one was faster, or no longer.
+    pub fn be_contended(&self, is_contended: bool) {
+        self.lock().is_contended = is_contended;
     }
 
     /// Ends every watch, as the server does now and then.
@@ -272,7 +278,7 @@ impl Cluster {
     fn patch(&mut self, name: &str, patch: &Value) -> Result<Value, Refused> {
         let Some(map) = self.maps.get(name) else { return Err(refusal(NOT_FOUND, "patch", name)) };
         let known = patch["metadata"]["resourceVersion"].as_str();
-        if known.is_some_and(|known| map["metadata"]["resourceVersion"] != known) {
+        if self.is_contended || known.is_some_and(|known| map["metadata"]["resourceVersion"] != known) {
             self.conflicts += 1;
             return Err(refusal(STALE, "patch", name));
         }

@@ -14,11 +14,12 @@ pub mod frame_origin;
 pub mod grpc;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+mod listening;
 pub mod origin;
 pub mod peers;
-
 pub mod reach;
 pub mod recorder;
+pub mod replicas;
 pub mod scale;
 pub mod setup;
 mod stream;
@@ -29,17 +30,22 @@ use std::time::{Duration, Instant};
 /// How long a condition may take before a test gives up: generous, as the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Polls `condition` until it gives a value; panics with `what` after `deadline`.
-#[track_caller]
-pub fn eventually_some<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+/// Polls `condition` until it gives a value; `None` after `deadline`.
+pub fn polled<T>(deadline: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + deadline;
     loop {
-        if let Some(value) = condition() {
-            return value;
+        let found = condition();
+        if found.is_some() || Instant::now() > end {
+            return found;
         }
-        assert!(Instant::now() < end, "after {deadline:?} still waiting: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Polls `condition` until it gives a value; panics with `what` after `deadline`.
+#[track_caller]
+pub fn eventually_some<T>(deadline: Duration, what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    polled(deadline, condition).unwrap_or_else(|| panic!("after {deadline:?} still waiting: {what}"))
 }
 
 /// Polls `condition` until it holds; panics with `what` after `deadline`.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::cli::{Finished, finish, program};
 use super::client::{Client, Response, get_with};
 use super::setup::Addresses;
 use super::{PATIENCE, eventually, eventually_some};
@@ -49,6 +50,27 @@ impl Reach {
     #[track_caller]
     pub fn admin(&self, target: &str) -> Response {
         Client::plain(self.addresses.admin).get("127.0.0.1", target)
+    }
+
+    /// `--admin` of this proxy.
+    pub fn admin_url(&self) -> String {
+        format!("http://{}", self.addresses.admin)
+    }
+
+    /// A verb with these arguments against this proxy.
+    #[track_caller]
+    pub fn command(&self, arguments: &[&str]) -> Finished {
+        let mut command = program();
+        command.args(arguments).args(["--admin", &self.admin_url()]);
+        finish(command)
+    }
+
+    /// A change through the API.
+    #[track_caller]
+    pub fn change(&self, method: &str, target: &str, body: &Value) -> Response {
+        let mut client = Client::plain(self.addresses.admin);
+        let headers = [("Content-Type", "application/json")];
+        client.exchange(method, "localhost", target, &headers, body.to_string().as_bytes()).unwrap()
     }
 
     /// `/status`.

@@ -2,11 +2,11 @@
 //! take in two ways.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
+use super::listening::Listening;
 use super::{PATIENCE, eventually};
 
 /// A request as it was understood.
@@ -46,38 +46,25 @@ struct Shared {
     seen: Mutex<Seen>,
     /// Connections in the middle of a request.
     busy: AtomicUsize,
-    over: AtomicBool,
 }
 
 /// The origin.
 pub struct Recorder {
-    address: SocketAddr,
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    listening: Listening,
 }
 
 impl Recorder {
     /// Listens, and answers every request by 200.
     pub fn new() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
         let state = shared.clone();
-        let thread = std::thread::spawn(move || {
-            for socket in listener.incoming() {
-                if state.over.load(SeqCst) {
-                    return;
-                }
-                let (Ok(socket), state) = (socket, state.clone()) else { continue };
-                std::thread::spawn(move || serve(socket, &state));
-            }
-        });
-        Self { address, shared, thread: Some(thread) }
+        Self { shared, listening: Listening::start(move |socket, _| serve(socket, &state)) }
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listening.address()
     }
 
     /// What has come, once no request is half there.
@@ -85,16 +72,6 @@ impl Recorder {
     pub fn take(&self) -> Seen {
         eventually(PATIENCE, "requests end", || self.shared.busy.load(SeqCst) == 0);
         std::mem::take(&mut self.shared.seen.lock().unwrap())
-    }
-}
-
-impl Drop for Recorder {
-    fn drop(&mut self) {
-        self.shared.over.store(true, SeqCst);
-        let _ = TcpStream::connect(self.address);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

@@ -15,6 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
+use super::super::eventually;
+
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(1);
 /// Requests under way at once. Beyond that it is the machine of the test that cannot keep up, and requests are left out.
@@ -127,6 +129,7 @@ pub struct Pacing {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     start: Instant,
+    rate: f64,
 }
 
 #[derive(Default)]
@@ -152,18 +155,19 @@ impl Paced {
     /// Starts it.
     pub fn start(self) -> Pacing {
         let (shared, start) = (Arc::new(Shared::default()), Instant::now());
-        let theirs = shared.clone();
+        let (theirs, rate) = (shared.clone(), self.rate);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             LocalSet::new().block_on(&runtime, self.drive(theirs, start));
         });
-        Pacing { shared, thread: Some(thread), start }
+        Pacing { shared, thread: Some(thread), start, rate }
     }
 
-    /// Runs it for this long.
-    pub fn run(self, time: Duration) -> Record {
+    /// Runs it for so many requests.
+    #[track_caller]
+    pub fn run(self, requests: u64) -> Record {
         let pacing = self.start();
-        std::thread::sleep(time);
+        pacing.wait_for(requests);
         pacing.stop()
     }
 
@@ -237,7 +241,29 @@ impl Pacing {
         self.start.elapsed()
     }
 
-    /// Ends the load when every request has its answer, and says what came of them.
+    /// Requests that have ended, one way or the other.
+    pub fn ended(&self) -> u64 {
+        self.shared.left_out.load(SeqCst) + self.shared.record.lock().unwrap().len() as u64
+    }
+
+    /// Waits until so many requests more have ended.
+    #[track_caller]
+    pub fn wait_for(&self, requests: u64) {
+        self.watch_for(requests, || {});
+    }
+
+    /// The same, and calls `look` now and then meanwhile.
+    #[track_caller]
+    pub fn watch_for(&self, requests: u64, mut look: impl FnMut()) {
+        let enough = self.ended() + requests;
+        // Many times as long as it takes where the machine keeps up.
+        let deadline = PATIENCE * 4 + Duration::from_secs_f64(requests as f64 / self.rate) * 4;
+        eventually(deadline, &format!("{requests} requests of the load"), || {
+            look();
+            self.ended() >= enough
+        });
+    }
+
     pub fn stop(mut self) -> Record {
         self.shared.stop.store(true, SeqCst);
         self.thread.take().expect("joined once").join().unwrap();
