@@ -311,8 +311,8 @@ impl Found {
         let service = &self.service;
         let (mut head, body) = request.into_parts();
         let gate = interim.gate().cloned();
-        let (body, upload) =
-            OutBody::new(body, service.edge.limits.request_body, service.edge.timeouts.body_idle, gate);
+        let (limit, idle) = (service.edge.limits.request_body, service.edge.timeouts.body_idle);
+        let (body, upload) = OutBody::new(body, head.version, limit, idle, gate);
         if let Some(upload) = &upload {
             exchange.uploads(upload.clone());
         }
