@@ -54,8 +54,11 @@ const SWEEP: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// How long the access log may take for its last lines.
+/// How long the logs may take for their last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// How long control lines may take for it when somebody cannot wait.
+const LAST_WORD: Duration = Duration::from_millis(200);
 
 /// What a process is started with.
 #[derive(Clone, Debug, Default)]
@@ -258,6 +261,7 @@ impl App {
             for wish in wishes {
                 if let Wish::Stop(name) = wish {
                     tracing::warn!(signal = name, "told to stop once more, ending at once");
+                    logs::flush(LAST_WORD);
                     std::process::exit(1);
                 }
                 heed(&wish, &reload, &telemetry);

@@ -31,6 +31,7 @@ mod kit;
 mod layers;
 mod leaving;
 mod limits;
+mod logs;
 mod manifests;
 mod messages;
 mod mtls;
