@@ -12,21 +12,30 @@ usage: k8s/deploy.sh [options]
   --namespace NAME        default aibang-1111111111-bbdm
   --image IMAGE           default migration-proxy:0.1.0
   --overlay NAME          one of k8s/overlays; default none
-  --new-cidr CIDR         addresses of the new cluster's load balancer, for the NetworkPolicy
-  --api-server CIDR       address of the API server, for the NetworkPolicy; default: the endpoints of the Service kubernetes
   --dry-run               show what would be applied and change nothing
+  --help                  show this
+what the NetworkPolicy lets through:
+  --new-cidr CIDR         addresses of the new cluster's load balancer
+  --api-server CIDR       the API server, may be given several times; default: the endpoints of the Service kubernetes
+  --dns-cidr CIDR         the node-local DNS cache, default 169.254.20.10/32
+  --ingress-namespace NAME     where the old Ingress controller runs, default ingress-nginx
+  --monitoring-namespace NAME  where Prometheus runs, default monitoring
 END
 }
 
-namespace=aibang-1111111111-bbdm image=migration-proxy:0.1.0 trusted='' config='' overlay='' new_cidr='' api_server='' dry_run=''
+refuse() { echo "deploy: $1" >&2 && exit 2; }
+
+namespace=aibang-1111111111-bbdm image=migration-proxy:0.1.0 trusted='' config='' overlay='' dry_run=''
+new_cidr=203.0.113.0/24 api_servers=() dns_cidr=169.254.20.10/32 ingress=ingress-nginx monitoring=monitoring
 while [ $# -gt 0 ]; do
     case $1 in
     --dry-run) dry_run=yes && shift && continue ;;
     --help | -h) usage && exit 0 ;;
-    --trusted-proxies | --config | --namespace | --image | --overlay | --new-cidr | --api-server) ;;
+    --trusted-proxies | --config | --namespace | --image | --overlay) ;;
+    --new-cidr | --api-server | --dns-cidr | --ingress-namespace | --monitoring-namespace) ;;
     *) usage >&2 && exit 2 ;;
     esac
-    [ $# -ge 2 ] || { echo "deploy: $1 needs a value" >&2 && exit 2; }
+    [ $# -ge 2 ] || refuse "$1 needs a value"
     case $1 in
     --trusted-proxies) trusted=$2 ;;
     --config) config=$2 ;;
@@ -34,7 +43,10 @@ while [ $# -gt 0 ]; do
     --image) image=$2 ;;
     --overlay) overlay=$2 ;;
     --new-cidr) new_cidr=$2 ;;
-    --api-server) api_server=$2 ;;
+    --api-server) api_servers+=("$2") ;;
+    --dns-cidr) dns_cidr=$2 ;;
+    --ingress-namespace) ingress=$2 ;;
+    --monitoring-namespace) monitoring=$2 ;;
     esac
     shift 2
 done
@@ -42,35 +54,55 @@ done
 is_cidr() { [[ $1 =~ ^[0-9A-Fa-f.:]+/[0-9]+$ ]]; }
 kube() { kubectl --namespace "$namespace" "$@"; }
 
+for name in "$namespace" "$ingress" "$monitoring"; do
+    [[ $name =~ ^[a-z0-9]([-a-z0-9]*[a-z0-9])?$ ]] || refuse "$name is no namespace"
+done
+for value in "$new_cidr" "$dns_cidr" ${api_servers[@]+"${api_servers[@]}"} ${trusted:+"$trusted"}; do
+    is_cidr "$value" || refuse "$value is no CIDR"
+done
+[[ $image =~ ^[A-Za-z0-9][A-Za-z0-9._:/@-]*$ ]] || refuse "$image is no image"
+[ -z "$config" ] || [ -r "$config" ] || refuse "$config cannot be read"
+[ -z "$overlay" ] || [ -f "$here/overlays/$overlay/kustomization.yaml" ] || refuse "there is no overlay $overlay"
+
 # The file of the cluster is never overwritten by the shipped example.
 has_config=''
 if [ -z "$config" ] && [ -z "$overlay" ] && kube get configmap migration-config >/dev/null 2>&1; then
     has_config=yes
 fi
-if [ -z "$has_config$config" ] && [ -z "$trusted" ]; then
-    if [ -t 0 ]; then
-        read -rp 'CIDR of the old Ingress pods (listen.trusted_proxies): ' trusted
-    fi
-    is_cidr "$trusted" || { echo 'deploy: --trusted-proxies CIDR is needed: without it every client looks like the Ingress' >&2 && exit 2; }
+if [ -z "$has_config$config$trusted" ]; then
+    [ ! -t 0 ] || read -rp 'CIDR of the old Ingress pods (listen.trusted_proxies): ' trusted
+    is_cidr "$trusted" || refuse '--trusted-proxies CIDR is needed: without it every client looks like the Ingress'
 fi
-for value in "$trusted" "$new_cidr" "$api_server"; do
-    [ -z "$value" ] || is_cidr "$value" || { echo "deploy: $value is no CIDR" >&2 && exit 2; }
+if [ ${#api_servers[@]} -eq 0 ]; then
+    addresses=$(kubectl get endpoints kubernetes --namespace default \
+        -o 'jsonpath={.subsets[*].addresses[*].ip}' 2>/dev/null || true)
+    for address in $addresses; do
+        case $address in
+        *:*) api_servers+=("$address/128") ;;
+        *) api_servers+=("$address/32") ;;
+        esac
+    done
+fi
+# Each of several is a block of its own, as kustomize writes them.
+api_server=10.96.0.1/32
+for cidr in ${api_servers[@]+"${api_servers[@]}"}; do
+    [ "$cidr" != "${api_servers[0]}" ] || { api_server=$cidr && continue; }
+    api_server+=$'\\\n    - ipBlock:\\\n        cidr: '$cidr
 done
-if [ -z "$api_server" ]; then
-    address=$(kubectl get endpoints kubernetes --namespace default -o 'jsonpath={.subsets[0].addresses[0].ip}' 2>/dev/null || true)
-    [ -z "$address" ] || api_server=$address/32
-fi
 
 # The shipped manifests with the values of this cluster in the place of the examples.
 manifests() {
     local root=$here
     [ -z "$overlay" ] || root=$here/overlays/$overlay
     kubectl kustomize "$root" |
-        sed -e "s|aibang-1111111111-bbdm|$namespace|g" \
+        sed -e "s|metadata.name: ingress-nginx$|metadata.name: $ingress|" \
+            -e "s|metadata.name: monitoring$|metadata.name: $monitoring|" \
+            -e "s|aibang-1111111111-bbdm|$namespace|g" \
             -e "s|image: migration-proxy:0.1.0|image: $image|" \
-            -e "s|10\.244\.0\.0/16|${trusted:-10.244.0.0/16}|" \
-            -e "s|203\.0\.113\.0/24|${new_cidr:-203.0.113.0/24}|" \
-            -e "s|10\.96\.0\.1/32|${api_server:-10.96.0.1/32}|"
+            -e "s|trusted_proxies: \[\"10\.244\.0\.0/16\"\]|trusted_proxies: [\"${trusted:-10.244.0.0/16}\"]|" \
+            -e "s|cidr: 10\.96\.0\.1/32|cidr: $api_server|" \
+            -e "s|cidr: 169\.254\.20\.10/32|cidr: $dns_cidr|" \
+            -e "s|cidr: 203\.0\.113\.0/24|cidr: $new_cidr|"
 }
 
 # Without the ConfigMap of the file when it comes from elsewhere.

@@ -8,11 +8,12 @@ while [ $# -gt 0 ]; do
     --namespace) namespace=${2:?--namespace needs a value} && shift 2 ;;
     --path) paths+=(--path "${2:?--path needs a value}") && shift 2 ;;
     --dry-run) dry_run='echo' && shift ;;
-    -*) echo 'usage: k8s/test-proxy.sh SERVICE [--path P]... [--namespace NAME] [--dry-run]' >&2 && exit 2 ;;
+    --help | -h) echo 'usage: k8s/test-proxy.sh SERVICE [--path P]... [--namespace NAME] [--dry-run]' && exit 0 ;;
+    -*) "$0" --help >&2 && exit 2 ;;
     *) service=$1 && shift ;;
     esac
 done
-[ -n "$service" ] || { echo 'usage: k8s/test-proxy.sh SERVICE [--path P]... [--namespace NAME] [--dry-run]' >&2 && exit 2; }
+[ -n "$service" ] || { "$0" --help >&2 && exit 2; }
 proxy() { $dry_run kubectl --namespace "$namespace" exec deployment/migration-proxy -- /migration-proxy "$@"; }
 
 proxy health

@@ -7,7 +7,8 @@ while [ $# -gt 0 ]; do
     case $1 in
     --namespace) namespace=${2:?--namespace needs a value} && shift 2 ;;
     --dry-run) dry_run='echo' && shift ;;
-    *) echo 'usage: k8s/validate.sh [--namespace NAME] [--dry-run]' >&2 && exit 2 ;;
+    --help | -h) echo 'usage: k8s/validate.sh [--namespace NAME] [--dry-run]' && exit 0 ;;
+    *) "$0" --help >&2 && exit 2 ;;
     esac
 done
 # Called by step.

@@ -44,6 +44,10 @@ fn suffix(text: &str) -> Result<String, String> {
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let mut texts = Vec::with_capacity(arguments.files.len());
     for file in &arguments.files {
+        if file.metadata().is_ok_and(|metadata| metadata.len() > source::MAX_BYTES) {
+            let message = format!("{}: larger than 8 MiB: split it, -f takes several files", file.display());
+            return Err(Failure::new(Exit::Failed, message));
+        }
         let text = source::read(file).map_err(|error| {
             output::tell(error.render(true).trim_end());
             Failure::new(Exit::Failed, "")

@@ -279,9 +279,14 @@ fn services(top: &mut Section<'_, '_>, global: &Global, listen: &Listen) -> Vec<
     if entries.is_empty() {
         top.error("services", Wrong::new("there is no service").help("write at least one"));
     }
-    let mut all = Services { defaults, context, listen, list: Vec::new(), claims: check::Claims::default() };
+    let claims = check::Claims::default();
+    let mut all = Services { defaults, context, listen, list: Vec::new(), claims, is_full: false };
     let path = top.path.key("services");
     for (index, entry) in entries.iter().enumerate() {
+        // Said once is enough.
+        if all.is_full {
+            break;
+        }
         all.read_entry(top.decoder, index, entry, &path.index(index));
     }
     top.decoder.variables.clear();
@@ -295,6 +300,8 @@ struct Services<'c> {
     listen: &'c Listen,
     list: Vec<Service>,
     claims: check::Claims,
+    /// More than may be were asked for.
+    is_full: bool,
 }
 
 impl Services<'_> {
@@ -312,6 +319,7 @@ impl Services<'_> {
                 let wrong =
                     Wrong::new(format!("the file makes more than {MAX_SERVICES} services or {MAX_VALUES} values"));
                 decoder.problems.error(node.first_key(), path, wrong.help("use several files and several proxies"));
+                self.is_full = true;
                 break;
             }
             decoder.variables = variables;

@@ -105,6 +105,21 @@ fn broken_files_are_reported_as_written_beside_them() {
 }
 
 #[test]
+fn too_many_services_are_said_once() {
+    let rest = "old_backend: 'b:80', new_host: n.example}\n";
+    let mut text =
+        format!("services:\n  - {{name: 's{{N}}', expand: {{N: 1..10000}}, old_host: 's{{N}}.old.example', {rest}");
+    for name in ["t", "u", "v"] {
+        text.push_str(&format!("  - {{name: {name}, old_host: {name}.old.example, {rest}"));
+    }
+
+    let error = parse(&Text::new("migration.yaml", text), &Environment::new()).unwrap_err();
+
+    let errors = error.problems.iter().filter(|problem| problem.severity == Severity::Error);
+    assert_eq!(errors.map(|problem| (problem.line, problem.column)).collect::<Vec<_>>(), [(3, 6)], "{error}");
+}
+
+#[test]
 fn every_example_loads() {
     let services = [("minimal", 1), ("example", 2), ("full", 21), ("templates", 500), ("migration-configmap", 2)];
     for (name, count) in services {

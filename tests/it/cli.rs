@@ -3,6 +3,9 @@
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
+
+use crate::support::app::Proxy;
 use crate::support::cli::{Background, Scratch, Server, finish, free_port, program, run};
 use crate::support::client::Load;
 use crate::support::peers::available;
@@ -50,7 +53,23 @@ fn usage_errors_are_exit_2_and_suggest() {
     for arguments in [&["check"][..], &["explain"], &["run", "--nonsense"]] {
         run(arguments).expect(2);
     }
-    assert!(run(&["--version"]).expect(0).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_version_is_the_same_everywhere() {
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    let clusters = Clusters::new();
+    let proxy = Proxy::start(&Setup::new([clusters.service("a")]));
+
+    let status: Value = serde_json::from_str(&proxy.admin("/status").text()).unwrap();
+    let metrics = proxy.admin("/metrics").text();
+    let changes = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/CHANGELOG.md")).unwrap();
+
+    assert_eq!(run(&["--version"]).expect(0).trim(), format!("migration-proxy {VERSION}"));
+    assert_eq!(status["version"], VERSION);
+    let sample = format!("migration_proxy_build_info{{version=\"{VERSION}\"}} 1");
+    assert_eq!(metrics.lines().filter(|line| line.contains("build_info{")).collect::<Vec<_>>(), [sample]);
+    assert!(changes.contains(&format!("\n## [{VERSION}] - ")), "the changelog tells of this version first");
 }
 
 #[test]

@@ -424,6 +424,10 @@ fn the_demo_s_picture_shows_the_demo_s_tables() {
     for word in titles.iter().flat_map(|line| line.split_whitespace()) {
         assert!(picture.contains(word), "{word} is not in the picture");
     }
+    let status = read("docs/status.svg");
+    for word in titles[1].split_whitespace() {
+        assert!(status.contains(word), "{word} is not in the picture of status");
+    }
     assert!(demo.stderr.is_empty(), "a newcomer sees no complaint: {}", demo.stderr);
 }
 

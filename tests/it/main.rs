@@ -27,6 +27,7 @@ mod heads;
 mod health;
 mod history;
 mod http2_upstream;
+mod image;
 mod kit;
 mod layers;
 mod leaving;

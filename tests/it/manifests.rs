@@ -1,7 +1,9 @@
 //! What is deployed, judged by programs of others: kustomize, the schemas of Kubernetes, a policy check, promtool and a
 //! Prometheus that scrapes, buildah, shellcheck, and a JSON schema validator.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -341,23 +343,109 @@ fn the_scripts_are_sound_and_show_what_they_would_do() {
         check.args(["k8s/deploy.sh", "k8s/validate.sh", "k8s/test-proxy.sh", ".ci/run"].map(root));
         succeed(check);
     }
+    for script in ["deploy", "validate", "test-proxy"] {
+        let ask = |argument: &str| {
+            let mut command = Command::new(root("k8s").join(format!("{script}.sh")));
+            command.arg(argument).stdin(Stdio::null());
+            finish_within(command, LIMIT)
+        };
+        assert!(ask("--help").expect(0).starts_with("usage: "), "{script}");
+        ask("--nonsense").expect(2);
+    }
     if !available(&["kubectl"]) {
         return;
     }
     let deploy = |arguments: &[&str]| {
-        let mut command = Command::new("bash");
+        let mut command = Command::new(root("k8s/deploy.sh"));
         // No cluster is asked.
-        command.arg(root("k8s/deploy.sh")).args(arguments).env("KUBECONFIG", "/dev/null").stdin(Stdio::null());
+        command.arg("--dry-run").args(arguments).env("KUBECONFIG", "/dev/null").stdin(Stdio::null());
         finish_within(command, LIMIT)
     };
+    let trusted = ["--trusted-proxies", "10.1.0.0/16"];
 
-    let shown = deploy(&["--dry-run", "--trusted-proxies", "10.1.0.0/16"]);
+    let shown = deploy(&trusted);
 
     let text = shown.expect(0);
     assert!(text.contains("trusted_proxies: [\"10.1.0.0/16\"]") && text.contains("kind: Deployment"), "{text}");
     assert!(!text.contains("10.244.0.0/16"), "an example value is left");
-    deploy(&["--dry-run"]).expect(2);
-    deploy(&["--dry-run", "--trusted-proxies", "everybody"]).expect(2);
+    deploy(&[]).expect(2);
+    for (option, value, expected) in [
+        ("--namespace", "team", "namespace: team\n"),
+        ("--image", "registry.example:5000/proxy:1", "image: registry.example:5000/proxy:1\n"),
+        ("--new-cidr", "198.51.100.0/24", "cidr: 198.51.100.0/24\n"),
+        ("--api-server", "192.0.2.10/32", "cidr: 192.0.2.10/32\n"),
+        ("--dns-cidr", "fd00::a/128", "cidr: fd00::a/128\n"),
+        ("--ingress-namespace", "edge", "metadata.name: edge\n"),
+        ("--monitoring-namespace", "prometheus", "metadata.name: prometheus\n"),
+    ] {
+        let shown = deploy(&[&trusted[..], &[option, value]].concat());
+
+        let changed = shown.expect(0);
+        assert!(changed.contains(expected) && !text.contains(expected), "{option}: {changed}");
+        for value in ["every|one", "", "a b", "-"] {
+            deploy(&[&trusted[..], &[option, value]].concat()).expect(2);
+        }
+        deploy(&[&trusted[..], &[option]].concat()).expect(2);
+    }
+    let servers = ["--api-server", "192.0.2.1/32", "--api-server", "192.0.2.2/32"];
+    let several = deploy(&[&trusted[..], &servers].concat());
+    let blocks = "    - ipBlock:\n        cidr: 192.0.2.1/32\n    - ipBlock:\n        cidr: 192.0.2.2/32\n";
+    assert!(several.expect(0).contains(blocks), "{several:?}");
+    for wrong in [["--trusted-proxies", "everybody"], ["--overlay", "none"], ["--config", "/nonexistent.yaml"]] {
+        assert_ne!(deploy(&[&trusted[..], &wrong].concat()).code, Some(0), "{wrong:?}");
+    }
+}
+
+/// Stands for a cluster: keeps what is applied, and has a ConfigMap as soon as one was.
+const CLUSTER: &str = r#"#!/usr/bin/env bash
+set -euo pipefail
+[ "${1-}" != --namespace ] || shift 2
+case "$1 ${2-}" in
+kustomize\ * | 'create configmap') exec "$KUBECTL" "$@" ;;
+'get configmap') grep -q 'name: migration-config$' "$APPLIED" ;;
+'get endpoints') echo '192.0.2.1 fd00::1' ;;
+'apply -f') cat >>"$APPLIED" ;;
+esac
+"#;
+
+#[test]
+fn deploying_twice_keeps_the_configuration_of_the_cluster() {
+    if !available(&["kubectl"]) {
+        return;
+    }
+    let directory = TempDir::new().unwrap();
+    let (cluster, applied) = (directory.path().join("kubectl"), directory.path().join("applied"));
+    fs::write(&cluster, CLUSTER).unwrap();
+    fs::set_permissions(&cluster, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&applied, "").unwrap();
+    let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
+    let deploy = |arguments: &[&str]| {
+        let mut command = Command::new(root("k8s/deploy.sh"));
+        command.args(arguments).env("PATH", &path).env("APPLIED", &applied).env("KUBECTL", find("kubectl").unwrap());
+        succeed(command);
+        let text = fs::read_to_string(&applied).unwrap();
+        fs::write(&applied, "").unwrap();
+        text
+    };
+
+    let first = deploy(&["--trusted-proxies", "10.1.0.0/16"]);
+    fs::write(&applied, &first).unwrap();
+    let second = deploy(&[]);
+
+    assert!(second.starts_with(&first), "what was there is kept");
+    let second = &second[first.len()..];
+    for (text, configurations) in [(first.as_str(), 1), (second, 0)] {
+        let count = |line: &str| text.lines().filter(|other| *other == line).count();
+        assert_eq!(count("  name: migration-config"), configurations, "{text}");
+        assert_eq!((count("kind: Deployment"), count("kind: NetworkPolicy")), (1, 1), "{text}");
+        assert!(text.contains("cidr: 192.0.2.1/32\n    - ipBlock:\n        cidr: fd00::1/128\n"), "{text}");
+    }
+    let documents =
+        |text: &str| text.split("---\n").map(|document| document.trim().to_owned()).collect::<BTreeSet<_>>();
+    let (first, second) = (documents(&first), documents(second));
+    let gone: Vec<_> = first.difference(&second).collect();
+    assert!(gone.len() == 1 && gone[0].contains("name: migration-config"), "{gone:?}");
+    assert_eq!(second.difference(&first).filter(|document| !document.is_empty()).count(), 0);
 }
 
 #[test]
@@ -406,7 +494,7 @@ fn what_import_writes_passes_check_and_generate() {
     let mut found = Vec::new();
     files(&root("tests/golden/import"), &mut found);
     found.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
-    assert!(found.len() >= 13);
+    assert!(found.len() >= 15);
     for manifest in found {
         let manifest = manifest.to_string_lossy().into_owned();
         let imported = run(&["import", "-f", &manifest]);
@@ -438,4 +526,9 @@ fn import_says_where_it_found_what_it_cannot_map() {
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""), "{refused:?}");
     run(&["import"]).expect(2);
     run(&["import", "-f", "/nonexistent.yaml"]).expect(1);
+    let directory = TempDir::new().unwrap();
+    let large = directory.path().join("all.yaml");
+    fs::File::create(&large).unwrap().set_len(9 << 20).unwrap();
+    let refused = run(&["import", "-f", &large.to_string_lossy()]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("split it"), "{refused:?}");
 }

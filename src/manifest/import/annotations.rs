@@ -1,7 +1,7 @@
 //! What the annotations of an Ingress mean for a service: a setting, or a reason why there is none.
 
 use super::note::{Notes, Origin, Weight};
-use super::objects::{Object, entries, quoted, scalar, shown};
+use super::objects::{Object, entries, quoted, scalar, shown, text};
 use super::redirect::{self, Redirect};
 use crate::config::tree::Node;
 
@@ -30,6 +30,8 @@ pub(super) struct Settings {
     pub canary: Option<Canary>,
     pub redirect: Option<Redirect>,
     pub aliases: Vec<String>,
+    /// It is read by ingress-nginx, as far as its class tells.
+    pub is_ingress_nginx: bool,
 }
 
 /// What chooses the new cluster.
@@ -154,7 +156,11 @@ const STRANGERS: &[(&str, &str)] = &[
 
 /// Reads every annotation of an Ingress.
 pub(super) fn read(ingress: &Object, notes: &mut Notes) -> Settings {
-    let mut reader = Reader { settings: Settings::default(), ingress, notes };
+    let class = text(&ingress.node, &["spec", "ingressClassName"])
+        .or_else(|| text(&ingress.node, &["metadata", "annotations", "kubernetes.io/ingress.class"]));
+    let settings =
+        Settings { is_ingress_nginx: class.is_none_or(|class| class.contains("nginx")), ..Settings::default() };
+    let mut reader = Reader { settings, ingress, notes };
     for entry in entries(&ingress.node, &["metadata", "annotations"]) {
         let Some(value) = entry.value.text() else {
             let message = format!("{}: an annotation is text, and this is {}", entry.key, entry.value.kind());

@@ -1,7 +1,7 @@
 //! Where the backend of an Ingress leads: a Service of the old cluster, or out of it to the new one.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::note::{Notes, Origin};
 use super::objects::{Object, items, shown, text};
@@ -14,6 +14,8 @@ struct Known {
     /// The name that an ExternalName stands for.
     external: Option<String>,
     is_headless: bool,
+    /// It belongs to ingress-nginx and takes requests.
+    is_controller: bool,
     has_selector: bool,
     /// Name, port, target.
     ports: Vec<(String, String, String)>,
@@ -48,15 +50,21 @@ pub(super) struct Lone {
     pub origin: Origin,
 }
 
-/// The addresses of a Service, and their ports: name and number.
-type Endpoints = (Vec<String>, Vec<(String, String)>);
+/// Addresses of a Service that have the same ports.
+#[derive(Debug)]
+struct Endpoints {
+    addresses: Vec<String>,
+    /// Name and number.
+    ports: Vec<(String, String)>,
+    origin: Origin,
+}
 
 /// Every Service and Endpoints of the files.
 #[derive(Debug, Default)]
 pub(super) struct Backends {
     services: BTreeMap<(String, String), Known>,
     /// By namespace and name.
-    endpoints: BTreeMap<(String, String), Endpoints>,
+    endpoints: BTreeMap<(String, String), Vec<Endpoints>>,
 }
 
 /// Where requests go.
@@ -82,7 +90,10 @@ impl Backends {
             "Endpoints" => {
                 for subset in items(&object.node, &["subsets"]) {
                     let addresses = items(subset, &["addresses"]).iter().filter_map(|address| text(address, &["ip"]));
-                    self.add_endpoints(&key, addresses, items(subset, &["ports"]));
+                    self.add_endpoints(&key, addresses, items(subset, &["ports"]), &object.origin);
+                    if let Some(not_ready) = subset.get("notReadyAddresses") {
+                        notes.note(&object.origin.at(not_ready.place), "notReadyAddresses get no requests: left out");
+                    }
                 }
             }
             _ => {
@@ -96,23 +107,53 @@ impl Backends {
                 };
                 let key = (object.namespace.clone(), owner.to_owned());
                 for endpoint in items(&object.node, &["endpoints"]) {
+                    if text(endpoint, &["conditions", "ready"]) == Some("false") {
+                        let message = "an endpoint that is not ready gets no requests: left out";
+                        notes.note(&object.origin.at(endpoint.first_key()), message);
+                        continue;
+                    }
                     let addresses = items(endpoint, &["addresses"]).iter().filter_map(Node::text);
-                    self.add_endpoints(&key, addresses, items(&object.node, &["ports"]));
+                    self.add_endpoints(&key, addresses, items(&object.node, &["ports"]), &object.origin);
                 }
             }
         }
     }
 
-    fn add_endpoints<'n>(&mut self, key: &(String, String), addresses: impl Iterator<Item = &'n str>, ports: &[Node]) {
-        let (known, numbers) = self.endpoints.entry(key.clone()).or_default();
-        known.extend(addresses.map(str::to_owned));
+    fn add_endpoints<'n>(
+        &mut self,
+        key: &(String, String),
+        addresses: impl Iterator<Item = &'n str>,
+        ports: &[Node],
+        origin: &Origin,
+    ) {
         let word = |port: &Node, key: &str| text(port, &[key]).unwrap_or_default().to_owned();
-        for port in ports {
-            let port = (word(port, "name"), word(port, "port"));
-            if !numbers.contains(&port) {
-                numbers.push(port);
+        self.endpoints.entry(key.clone()).or_default().push(Endpoints {
+            addresses: addresses.map(str::to_owned).collect(),
+            ports: ports.iter().map(|port| (word(port, "name"), word(port, "port"))).collect(),
+            origin: origin.clone(),
+        });
+    }
+
+    /// Says which addresses belong to nothing in the files.
+    pub(super) fn without_service(&self, notes: &mut Notes) {
+        for ((namespace, name), subsets) in &self.endpoints {
+            if let Some(first) =
+                subsets.first().filter(|_| !self.services.contains_key(&(namespace.clone(), name.clone())))
+            {
+                let message =
+                    format!("the Service {namespace}/{name} is in none of the files, so its addresses are not used");
+                notes.note(&first.origin, message);
             }
         }
+    }
+
+    /// Where ingress-nginx takes requests, when its Service is in the files.
+    pub(super) fn controller(&self) -> Option<String> {
+        let has_http = |known: &Known| known.ports.iter().any(|(_, number, _)| number == "80");
+        let mut found = self.services.iter().filter(|(_, known)| known.is_controller && has_http(known));
+        let ((namespace, name), known) = found.next()?;
+        known.usage.set(Usage::Target);
+        Some(format!("{name}.{namespace}.svc.cluster.local:80"))
     }
 
     /// The only name outside of the cluster that fits a host, and whether it surely does: of its own first label, else the
@@ -171,7 +212,7 @@ impl Backends {
         };
         known.usage.set(Usage::Target);
         let entry = known.ports.iter().find(|(name, number, _)| name == port || number == port);
-        if entry.is_none() && !known.ports.is_empty() {
+        if entry.is_none() && !known.ports.is_empty() && !port.is_empty() {
             notes.warn(&known.origin, format!("it has no port {}, which an Ingress asks for", shown(port)));
         }
         let number: Option<u16> = entry.and_then(|(_, number, _)| number.parse().ok()).or_else(|| port.parse().ok());
@@ -183,14 +224,19 @@ impl Backends {
                 false => Target::Name(external.clone(), port),
             };
         }
-        if let Some((addresses, ports)) = self.endpoints.get(&key).filter(|_| !known.has_selector) {
+        let subsets = self.endpoints.get(&key).filter(|_| !known.has_selector).map(Vec::as_slice).unwrap_or_default();
+        let (mut addresses, mut said) = (Vec::new(), HashSet::new());
+        for Endpoints { addresses: of_subset, ports, .. } in subsets {
             let named = entry.and_then(|(name, ..)| ports.iter().find(|(other, _)| other == name));
             let only = ports.first().filter(|_| ports.len() == 1);
             let found = named.or(only).and_then(|(_, number)| number.parse().ok()).or(target).or(number);
             let port = found.unwrap_or_else(|| unknown_port(port, 443, origin, notes));
-            if !addresses.is_empty() {
-                return Target::Addresses(addresses.iter().map(|address| with_port(address, port)).collect());
-            }
+            // EndpointSlices repeat what Endpoints say.
+            let written = of_subset.iter().map(|address| with_port(address, port));
+            addresses.extend(written.filter(|address| said.insert(address.clone())));
+        }
+        if !addresses.is_empty() {
+            return Target::Addresses(addresses);
         }
         if !known.has_selector {
             notes.warn(&known.origin, "it has no selector, and its Endpoints are in none of the files");
@@ -226,6 +272,7 @@ impl Backends {
 
 fn known(object: &Object, notes: &mut Notes) -> Known {
     let spec = |key: &str| text(&object.node, &["spec", key]);
+    let label = |key: &str| text(&object.node, &["metadata", "labels", &format!("app.kubernetes.io/{key}")]);
     let mut external = None;
     if spec("type") == Some("ExternalName") {
         match spec("externalName").map(config::host_name) {
@@ -241,6 +288,7 @@ fn known(object: &Object, notes: &mut Notes) -> Known {
     Known {
         external,
         is_headless: spec("clusterIP") == Some("None"),
+        is_controller: label("name") == Some("ingress-nginx") && label("component") == Some("controller"),
         has_selector: object.node.find(&["spec", "selector"]).is_some(),
         ports: ports.collect(),
         origin: object.origin.clone(),
@@ -259,7 +307,10 @@ fn with_port(address: &str, port: u16) -> String {
 }
 
 fn unknown_port(port: &str, instead: u16, origin: &Origin, notes: &mut Notes) -> u16 {
-    let message = format!("the port {} has no number in these files: {instead} is written, so correct it", shown(port));
+    let message = match port {
+        "" => format!("it names no port: {instead} is written, so correct it"),
+        port => format!("the port {} has no number in these files: {instead} is written, so correct it", shown(port)),
+    };
     notes.warn(origin, message);
     instead
 }

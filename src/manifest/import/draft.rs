@@ -1,13 +1,14 @@
 //! Routes to services: every host becomes one service, and what a service cannot say is a note.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::annotations::Settings;
 use super::backends::{Backends, Target, is_inside};
 use super::entry::Draft;
 use super::mappings::Mapping;
 use super::note::Notes;
-use super::objects::{quoted, scalar};
+use super::objects::scalar;
+use super::paths::{self, Entrance};
 use super::{Options, Route};
 use crate::config;
 
@@ -24,19 +25,21 @@ pub(super) fn drafts(
     notes: &mut Notes,
 ) -> Vec<Draft> {
     let mut hosts: Vec<&str> = Vec::new();
+    let mut of_hosts: HashMap<&str, Vec<&Route>> = HashMap::new();
     for route in routes {
-        if !hosts.contains(&route.host.as_str()) {
+        let of_host = of_hosts.entry(&route.host).or_default();
+        if of_host.is_empty() {
             hosts.push(&route.host);
         }
+        of_host.push(route);
     }
     let taken: HashSet<&str> = hosts.iter().chain(known).copied().collect();
     let mut used = HashSet::new();
     let mut found = Vec::new();
     for host in hosts {
-        let of_host: Vec<&Route> = routes.iter().filter(|route| route.host == host).collect();
         let mut maker =
             Maker { host, mappings, backends, options, notes, draft: Draft::default(), taken: &taken, used: &mut used };
-        maker.make(&of_host);
+        maker.make(&of_hosts[host]);
         let mut draft = maker.draft;
         if draft.old_backend.is_empty() {
             continue;
@@ -148,7 +151,9 @@ impl Maker<'_> {
             self.notes.unmapped(&route.origin, message);
         }
         let old = if old.is_empty() && new.is_empty() { canaries } else { old };
-        let (main_old, main_new) = (self.main(&old, "old_backend"), self.main(&new, "new_backend"));
+        let entrance = paths::entrance(self.host, &old, self.backends);
+        let main_old = self.main(&old, "old_backend", entrance.as_ref());
+        let main_new = self.main(&new, "new_backend", None);
         let Some(main) = main_new.or(main_old) else { return };
         self.draft.old_host = self.host.to_owned();
         for alias in routes.iter().flat_map(|route| &route.aliases) {
@@ -174,8 +179,11 @@ impl Maker<'_> {
             (None, Some(route)) => self.new_backend(route),
             (None, None) => format!("{}:443", self.draft.new_host),
         };
-        self.share(main_old, &new, redirect.is_some());
-        self.clusters(main_old, main_new.filter(|_| redirect.is_none()));
+        self.share((main_old, &old), &new, redirect.is_some());
+        self.clusters(main_old.filter(|_| entrance.is_none()), main_new.filter(|_| redirect.is_none()));
+        if let Some(entrance) = entrance {
+            self.enter(entrance, main);
+        }
         self.timeouts([main_old, main_new].into_iter().flatten().map(|route| &*route.settings));
         self.retry([main_new, main_old].into_iter().flatten().map(|route| &*route.settings));
     }
@@ -191,17 +199,46 @@ impl Maker<'_> {
     }
 
     /// The route of `/`, else the first one. The others are told of where they lead elsewhere.
-    fn main<'r>(&mut self, routes: &[&'r Route], key: &str) -> Option<&'r Route> {
+    fn main<'r>(&mut self, routes: &[&'r Route], key: &str, entrance: Option<&Entrance>) -> Option<&'r Route> {
         let main = routes.iter().find(|route| route.path == "/").or(routes.first()).copied()?;
-        for other in routes.iter().filter(|other| other.target != main.target) {
-            let message = format!(
-                "path {} of {} goes to another backend than {}: a service has one {key}, so leave this path in the old \
-                 Ingress as it is and send only the others to the proxy",
-                other.path, self.host, main.path
-            );
+        let mut said = HashSet::new();
+        for other in routes {
+            let is_first = said.insert((&other.path, other.matching));
+            if other.target == main.target {
+                continue;
+            }
+            let begin = format!("path {} of {} goes to another backend", other.path, self.host);
+            let message = match entrance {
+                _ if !is_first => {
+                    format!("{begin} than before: of two the older Ingress counts, so take the other one away")
+                }
+                Some(entrance) => format!(
+                    "{begin} than {}: a service has one old_backend, so the Ingress controller is written, which goes on \
+                     choosing by path: it needs an Ingress with these paths for the host {}, as in docs/coming-from.md",
+                    main.path, entrance.host
+                ),
+                None => format!(
+                    "{begin} than {}: a service has one {key}, so leave this path in the old Ingress as it is and send \
+                     only the others to the proxy; docs/coming-from.md has another way",
+                    main.path
+                ),
+            };
             self.notes.unmapped(&other.origin, message);
         }
         Some(main)
+    }
+
+    /// The controller as the old backend.
+    fn enter(&mut self, entrance: Entrance, main: &Route) {
+        let Entrance { backend, host, is_known } = entrance;
+        if !is_known {
+            let message =
+                format!("the Service of the Ingress controller is in none of the files: {backend} is written");
+            self.notes.warn(&main.origin, message);
+        }
+        self.draft.remark = Some(format!("chooses by path, by an Ingress for {host}: docs/coming-from.md"));
+        self.draft.old_backend = vec![backend];
+        self.draft.old = vec![format!("host_header: {}", scalar(&host))];
     }
 
     fn old_backend(&mut self, main_old: Option<&Route>, main: &Route) {
@@ -283,7 +320,7 @@ impl Maker<'_> {
     }
 
     /// How much goes to new: what goes there today.
-    fn share(&mut self, main_old: Option<&Route>, new: &[&Route], is_redirect: bool) {
+    fn share(&mut self, (main_old, old): (Option<&Route>, &[&Route]), new: &[&Route], is_redirect: bool) {
         let canary = new.iter().find_map(|route| route.settings.canary.as_ref());
         let shared_path = |route: &&Route| main_old.is_some_and(|old| old.path == route.path);
         self.draft.percentage = match (canary, main_old) {
@@ -291,6 +328,7 @@ impl Maker<'_> {
                 self.draft.header_rules.clone_from(&canary.header_rules);
                 self.draft.cookie_rules.clone_from(&canary.cookie_rules);
                 self.paths(new);
+                self.exceptions(old, new);
                 canary.percentage.clone().unwrap_or_else(|| "0".to_owned())
             }
             _ if is_redirect => "100".to_owned(),
@@ -304,34 +342,50 @@ impl Maker<'_> {
                 self.notes.warn(&old.origin, message);
                 "0".to_owned()
             }
-            (None, Some(_)) => match self.paths(new) {
-                true => "100".to_owned(),
-                false => "0".to_owned(),
-            },
+            (None, Some(_)) => {
+                self.exceptions(old, new);
+                match self.paths(new) {
+                    true => "100".to_owned(),
+                    false => "0".to_owned(),
+                }
+            }
         };
     }
 
     /// The paths that go to new; whether all of them could be written.
     fn paths(&mut self, new: &[&Route]) -> bool {
-        if new.iter().any(|route| route.path == "/") {
+        if new.iter().any(|route| paths::is_everything(route)) {
             return true;
         }
         let mut all = true;
         for route in new {
-            let path = &route.path;
-            if !path.chars().all(|c| c.is_ascii_alphanumeric() || "/-._~%".contains(c)) {
-                let message =
-                    format!("path {path}: a regular expression of an Ingress is not taken over; write it under paths");
-                self.notes.unmapped(&route.origin, message);
-                all = false;
-                continue;
+            match paths::scope(route) {
+                Some(rules) => self.draft.paths.extend(rules),
+                None => {
+                    let message = format!(
+                        "path {}: a regular expression of an Ingress is not taken over; write it under paths",
+                        route.path
+                    );
+                    self.notes.unmapped(&route.origin, message);
+                    all = false;
+                }
             }
-            if !path.ends_with('/') {
-                self.draft.paths.push(format!("{{exact: {}}}", quoted(path)));
-            }
-            self.draft.paths.push(format!("{{prefix: {}}}", quoted(&format!("{}/", path.trim_end_matches('/')))));
         }
         all && !self.draft.paths.is_empty()
+    }
+
+    /// Tells of old paths inside of new ones, which an Ingress allows and a service does not.
+    fn exceptions(&mut self, old: &[&Route], new: &[&Route]) {
+        for route in old {
+            if let Some(outer) = paths::around(route, new) {
+                let message = format!(
+                    "path {} of {} stays in old and lies inside of {}, which goes to new: paths have no exceptions and would \
+                     take it along, so leave this path in the old Ingress as it is and send only the others to the proxy",
+                    route.path, self.host, outer.path
+                );
+                self.notes.unmapped(&route.origin, message);
+            }
+        }
     }
 
     fn clusters(&mut self, main_old: Option<&Route>, main_new: Option<&Route>) {

@@ -9,6 +9,8 @@ pub(super) struct Draft {
     pub old_host: String,
     /// More old hosts.
     pub aliases: Vec<String>,
+    /// Stands above the old backend.
+    pub remark: Option<String>,
     pub old_backend: Vec<String>,
     pub new_host: String,
     pub new_backend: String,
@@ -41,6 +43,9 @@ impl Draft {
                     std::iter::once(&self.old_host).chain(aliases).map(|host| quoted(host)).collect();
                 line(format!("old_host: [{}]", all.join(", ")));
             }
+        }
+        if let Some(remark) = &self.remark {
+            line(format!("# {remark}"));
         }
         match self.old_backend.as_slice() {
             [one] => line(format!("old_backend: {}", scalar(one))),

@@ -8,6 +8,7 @@ use super::backends::{Backends, Target, is_inside};
 use super::nginx::Location;
 use super::note::{Notes, Origin};
 use super::objects::{Object, items, shown, text};
+use super::paths::{self, Matching};
 use crate::config;
 use crate::config::tree::Node;
 
@@ -51,6 +52,7 @@ pub(super) fn routes(ingress: &Object, backends: &Backends, notes: &mut Notes) -
                 host: host.clone(),
                 aliases: aliases.clone(),
                 path: pattern,
+                matching: matching(path, ingress, notes),
                 target,
                 namespace: ingress.namespace.clone(),
                 settings: settings.clone(),
@@ -94,6 +96,34 @@ fn elsewhere<'s>(settings: &'s Settings, old: &str) -> Option<&'s str> {
     let host = settings.host_header.as_deref().or(settings.server_name.as_deref())?;
     let is_new = config::host_name(host).is_ok() && !is_inside(host) && host != old;
     is_new.then_some(host)
+}
+
+/// How one entry of `paths` compares its path.
+fn matching(path: &Node, ingress: &Object, notes: &mut Notes) -> Matching {
+    let kind = path.get("pathType");
+    let origin = ingress.origin.at(kind.map_or(path.first_key(), |node| node.place));
+    let pattern = text(path, &["path"]).unwrap_or("/");
+    if !pattern.starts_with(['/', '^']) {
+        let message = format!("path {}: it does not begin with /, so no request has it", shown(pattern));
+        notes.warn(&ingress.origin.at(path.first_key()), message);
+    }
+    let said = match kind.and_then(Node::text) {
+        Some("Exact") => return Matching::Exact,
+        Some("Prefix") => return Matching::Prefix,
+        // Of a regular expression more is said elsewhere.
+        None | Some("ImplementationSpecific") if pattern == "/" || !paths::is_plain(pattern) => return Matching::Text,
+        Some("ImplementationSpecific") => "pathType ImplementationSpecific is".to_owned(),
+        None => "without pathType it is".to_owned(),
+        Some(other) => {
+            let message = format!("path {}: pathType {} is not known; Prefix is meant", shown(pattern), shown(other));
+            notes.warn(&origin, message);
+            return Matching::Prefix;
+        }
+    };
+    let message =
+        format!("path {}: {said} read as ingress-nginx does: every path that begins with this text", shown(pattern));
+    notes.note(&origin, message);
+    Matching::Text
 }
 
 /// The path and the target of one entry of `paths`.
@@ -182,6 +212,7 @@ pub(super) fn of_location(location: &Location, namespace: &str, origin: &Origin,
                 host: host.clone(),
                 aliases: Vec::new(),
                 path: location.path.clone(),
+                matching: location.matching,
                 target: target.clone(),
                 namespace: namespace.to_owned(),
                 settings: Rc::new(settings.clone()),

@@ -12,6 +12,7 @@ mod mappings;
 mod nginx;
 mod note;
 mod objects;
+mod paths;
 mod redirect;
 
 use std::collections::HashSet;
@@ -25,6 +26,7 @@ use entry::Draft;
 use mappings::Mapping;
 use note::{Notes, Origin};
 use objects::Object;
+use paths::Matching;
 
 pub use note::{Note, Weight};
 
@@ -65,6 +67,7 @@ struct Route {
     /// Other names of the same host.
     aliases: Vec<String>,
     path: String,
+    matching: Matching,
     target: Target,
     namespace: String,
     settings: Rc<Settings>,
@@ -90,6 +93,7 @@ pub fn import(texts: &[Text], options: &Options) -> Imported {
             backends.add(object, &mut notes);
         }
     }
+    backends.without_service(&mut notes);
     let mut found =
         Found { backends: &backends, options, routes: Vec::new(), written: Vec::new(), mappings: Vec::new() };
     for object in &objects {
@@ -146,6 +150,9 @@ impl Found<'_> {
         let data = objects::entries(&object.node, &["data"]);
         if data.is_empty() {
             notes.note(&object.origin, "this ConfigMap has no data");
+        }
+        for entry in objects::entries(&object.node, &["binaryData"]) {
+            notes.note(&object.origin.at(entry.key_place), format!("binaryData: {} is not read", entry.key));
         }
         for entry in data {
             let key_origin = object.origin.at(entry.key_place);

@@ -3,6 +3,7 @@
 use super::annotations::{Canary, Settings};
 use super::note::{Notes, Origin};
 use super::objects::shown;
+use super::paths::Matching;
 use super::redirect;
 
 /// Deepest nesting of blocks.
@@ -22,6 +23,7 @@ struct Directive {
 pub(super) struct Location {
     pub hosts: Vec<String>,
     pub path: String,
+    pub matching: Matching,
     pub line: u32,
     /// Scheme and authority of every backend that is named, in their order.
     pub backends: Vec<(String, String)>,
@@ -244,14 +246,16 @@ impl Reader<'_> {
         }
         if locations.is_empty() && settings.redirect.is_some() {
             let path = "/".to_owned();
-            self.found.push(Location { hosts, path, line: server.line, backends: Vec::new(), settings });
+            let (matching, line, backends) = (Matching::Text, server.line, Vec::new());
+            self.found.push(Location { hosts, path, matching, line, backends, settings });
         }
     }
 
     fn location(&mut self, hosts: &[String], location: &Directive, mut settings: Settings) {
-        let path = match location.arguments.as_slice() {
-            [path] => path.clone(),
-            [sign, path] if matches!(&**sign, "=" | "^~") => path.clone(),
+        let (path, matching) = match location.arguments.as_slice() {
+            [path] => (path.clone(), Matching::Text),
+            [sign, path] if sign == "^~" => (path.clone(), Matching::Text),
+            [sign, path] if sign == "=" => (path.clone(), Matching::Exact),
             other => {
                 let message = format!(
                     "location {}: a regular expression has no place in a service; it is left out",
@@ -274,7 +278,8 @@ impl Reader<'_> {
         if let Some(split) = &self.split {
             settings.canary = Some(Canary { percentage: Some(split.clone()), ..Canary::default() });
         }
-        self.found.push(Location { hosts: hosts.to_vec(), path, line: location.line, backends: targets, settings });
+        let (hosts, line) = (hosts.to_vec(), location.line);
+        self.found.push(Location { hosts, path, matching, line, backends: targets, settings });
     }
 
     /// Every backend of a location, those below `if` too.

@@ -1,11 +1,13 @@
 //! What is said about a manifest, with the place that it is said about.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use crate::config::Place;
 
 /// How much a note matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Weight {
     /// Good to know; requests get what they got before.
@@ -28,7 +30,7 @@ impl Weight {
 }
 
 /// One thing that was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Note {
     /// How much it matters.
     pub weight: Weight,
@@ -61,7 +63,10 @@ impl Origin {
 
 /// Everything that was found so far.
 #[derive(Debug, Default)]
-pub(super) struct Notes(Vec<Note>);
+pub(super) struct Notes {
+    list: Vec<Note>,
+    said: HashSet<Note>,
+}
 
 impl Notes {
     pub(super) fn note(&mut self, origin: &Origin, message: impl Into<String>) {
@@ -79,14 +84,14 @@ impl Notes {
     pub(super) fn add(&mut self, weight: Weight, origin: &Origin, message: String) {
         let Origin { file, place, about } = origin.clone();
         let note = Note { weight, file, line: place.line, column: place.column, about, message };
-        if !self.0.contains(&note) {
-            self.0.push(note);
+        if self.said.insert(note.clone()) {
+            self.list.push(note);
         }
     }
 
     /// In the order of the files, and of the places in them.
     pub(super) fn into_sorted(self, files: &[&str]) -> Vec<Note> {
-        let mut notes = self.0;
+        let mut notes = self.list;
         let file = |note: &Note| files.iter().position(|file| *file == note.file);
         notes.sort_by_key(|note| (file(note), note.line, note.column));
         notes

@@ -37,7 +37,7 @@ pub(super) fn read(texts: &[Text], notes: &mut Notes) -> Vec<Object> {
                 notes.unmapped(&origin.at(mistake.place), format!("{}{help}{lost}", mistake.message));
             }
             if let Some(root) = root.filter(|root| !root.is_null()) {
-                add(root, Some((lines, document)), &origin, notes, &mut objects);
+                add(root, (Some((lines, document)), ""), &origin, notes, &mut objects);
             }
         }
         if objects.len() == before {
@@ -77,13 +77,20 @@ fn documents(body: &str) -> Vec<(u32, &str)> {
     found
 }
 
-fn add(root: Node, document: Option<(u32, &str)>, origin: &Origin, notes: &mut Notes, objects: &mut Vec<Object>) {
+/// Adds an object, or those of a list. `implied` is the kind of items that name none, as in a list of one kind.
+fn add(
+    root: Node,
+    (document, implied): (Option<(u32, &str)>, &str),
+    origin: &Origin,
+    notes: &mut Notes,
+    objects: &mut Vec<Object>,
+) {
     let origin = origin.at(root.first_key());
     if root.entries().is_none() {
         notes.unmapped(&origin, format!("expected an object of Kubernetes, found {}; it is left out", root.kind()));
         return;
     }
-    let kind = root.get("kind").and_then(Node::text).unwrap_or_default().to_owned();
+    let kind = root.get("kind").and_then(Node::text).unwrap_or(implied).to_owned();
     if kind.is_empty() {
         if root.get("services").is_some() || root.get("service_mappings").is_some() {
             let origin = Origin { about: "migration.yaml".to_owned(), ..origin };
@@ -100,11 +107,20 @@ fn add(root: Node, document: Option<(u32, &str)>, origin: &Origin, notes: &mut N
         }
         return;
     }
-    if kind.ends_with("List")
-        && let Some(Node { value: Value::List(items), .. }) = root.get("items")
-    {
-        for item in items.iter() {
-            add(item.clone(), None, &origin, notes, objects);
+    if let Some(implied) = kind.strip_suffix("List") {
+        match root.get("items") {
+            Some(Node { value: Value::List(items), .. }) => {
+                for item in items.iter() {
+                    add(item.clone(), (None, implied), &origin, notes, objects);
+                }
+            }
+            Some(items) if !items.is_null() => {
+                notes.unmapped(
+                    &origin.at(items.place),
+                    format!("items is no list but {}; it is left out", items.kind()),
+                );
+            }
+            Some(_) | None => notes.note(&origin, format!("this {kind} has no items")),
         }
         return;
     }

@@ -26,7 +26,7 @@ fn golden() -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     files.sort();
-    assert!(files.len() >= 13, "golden files are missing");
+    assert!(files.len() >= 15, "golden files are missing");
     files
 }
 
@@ -56,7 +56,7 @@ fn manifests_become_what_is_written_beside_them() {
 /// Old backend, new host, new backend, percentage of the first service; and how many notes tell of something lost.
 type Outcome = (&'static str, &'static str, &'static str, f64, usize);
 
-const OUTCOMES: [(&str, Outcome); 13] = [
+const OUTCOMES: [(&str, Outcome); 15] = [
     ("bad-input", ("a.default.svc.cluster.local:80", "change-me.invalid", "change-me.invalid:443", 0.0, 7)),
     ("external-name", ("change-me.invalid:80", "orders.new.example", "orders.new.example:443", 100.0, 1)),
     ("fixed-address", ("change-me.invalid:80", "orders.new.example", "203.0.113.10:443", 100.0, 1)),
@@ -74,7 +74,8 @@ const OUTCOMES: [(&str, Outcome); 13] = [
         "nginx-weight",
         ("orders.shop-old.svc.cluster.local:8078", "orders.new.example", "orders.new.example:443", 0.0, 3),
     ),
-    ("old-cluster", ("orders.shop-old.svc.cluster.local:80", "orders.new.example", "orders.new.example:443", 12.5, 9)),
+    ("odd-shapes", ("10.0.0.1:81", "change-me.invalid", "change-me.invalid:443", 0.0, 4)),
+    ("old-cluster", ("orders.shop-old.svc.cluster.local:80", "orders.new.example", "orders.new.example:443", 12.5, 10)),
     (
         "redirect-permanent",
         ("placeholder.shop-old.svc.cluster.local:80", "orders.new.example", "orders.new.example:443", 100.0, 0),
@@ -84,6 +85,10 @@ const OUTCOMES: [(&str, Outcome); 13] = [
         ("placeholder.shop-old.svc.cluster.local:80", "orders.new.example", "orders.new.example:443", 100.0, 0),
     ),
     ("service-elsewhere", ("change-me.invalid:80", "orders.new.example", "orders.new.example:443", 100.0, 0)),
+    (
+        "several-backends",
+        ("web-controller.ingress.svc.cluster.local:80", "shop.new.example", "shop.new.example:443", 0.0, 7),
+    ),
     (
         "services-alone",
         ("orders.shop-old.svc.cluster.local:80", "orders.new.example", "orders.new.example:443", 0.0, 0),
@@ -118,6 +123,57 @@ fn every_shape_gives_a_file_that_is_valid_and_from_which_manifests_are_made() {
             }
             assert!(mistakes.is_empty(), "{name}: {mistakes:?}");
         }
+    }
+}
+
+#[test]
+fn line_ends_and_marks_of_windows_change_nothing() {
+    for path in golden() {
+        let text = fs::read_to_string(&path).unwrap().trim_start_matches('\u{feff}').replace("\r\n", "\n");
+        let (plain, windows) =
+            (import_text(&text, None), import_text(&format!("\u{feff}{}", text.replace('\n', "\r\n")), None));
+
+        assert_eq!(windows.config.replace('\r', ""), plain.config, "{}", path.display());
+        assert_eq!(windows.notes, plain.notes, "{}", path.display());
+    }
+}
+
+#[test]
+fn paths_to_several_backends_go_on_being_chosen_by_the_controller_where_that_is_possible() {
+    const CONTROLLER: &str = "ingress-nginx-controller.ingress-nginx.svc.cluster.local:80";
+    let alias = "nginx.ingress.kubernetes.io/server-alias: b.old.example";
+    let grpc = "nginx.ingress.kubernetes.io/backend-protocol: GRPC";
+    for (annotation, class, host, paths, expected) in [
+        ("x: y", "nginx", "a.old.example", ["/api", "/static"], CONTROLLER),
+        ("x: y", "nginx-internal", "a.old.example", ["/", "/static"], CONTROLLER),
+        ("x: y", "nginx", "a.old.example", ["/(.*)", "/b(/|$)"], CONTROLLER),
+        // The older Ingress has this path alone.
+        ("x: y", "nginx", "a.old.example", ["/", "/"], "first.team.svc.cluster.local:80"),
+        ("x: y", "kong", "a.old.example", ["/", "/static"], "first.team.svc.cluster.local:80"),
+        ("x: y", "nginx", "'*.old.example'", ["/", "/static"], "first.team.svc.cluster.local:80"),
+        (alias, "nginx", "a.old.example", ["/", "/static"], "first.team.svc.cluster.local:80"),
+        (grpc, "nginx", "a.old.example", ["/", "/static"], "first.team.svc.cluster.local:80"),
+    ] {
+        let path = |path: &str, service: &str| {
+            format!(
+                "          - {{path: '{path}', pathType: Prefix, backend: {{service: {{name: {service}, port: {{number: 80}}}}}}}}\n"
+            )
+        };
+        let text = format!(
+            "kind: Ingress\nmetadata: {{name: a, namespace: team, annotations: {{{annotation}}}}}\nspec:\n  ingressClassName: {class}\n  \
+             rules:\n    - host: {host}\n      http:\n        paths:\n{}{}",
+            path(paths[0], "first"),
+            path(paths[1], "second")
+        );
+
+        let imported = import_text(&text, Some("new.example"));
+
+        let service = &parsed(&imported).services[0];
+        assert_eq!(service.old_backend[0].to_string(), expected, "{text}");
+        let is_behind = expected == CONTROLLER;
+        assert_eq!(service.old.host_header.as_deref(), is_behind.then_some("by-path.a.old.example"), "{text}");
+        let told = imported.notes.iter().find(|note| note.weight == Weight::Unmapped).unwrap();
+        assert_eq!((told.line, told.column), (10, 14), "{told:?}");
     }
 }
 

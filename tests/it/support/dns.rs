@@ -63,6 +63,11 @@ impl Dns {
         (0..100).find_map(|_| Self::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))).expect("a port for both")
     }
 
+    /// A server on the port that everybody asks, where no other can be: in a network of the test's own.
+    pub fn on_its_own_port() -> Self {
+        Self::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 53))).expect("nobody else is there")
+    }
+
     /// Another server on the same port of another address.
     pub fn beside(&self, ip: [u8; 4]) -> Self {
         Self::bind(SocketAddr::from((ip, self.address.port()))).expect("the port is free on that address too")

@@ -27,15 +27,31 @@ pub fn find(program: &str) -> Option<PathBuf> {
 /// Whether all of these are installed. A missing one is said aloud, and fails the test under `REQUIRE_PEERS=1`.
 #[track_caller]
 pub fn available(programs: &[&str]) -> bool {
-    let missing: Vec<&str> = programs.iter().copied().filter(|program| find(program).is_none()).collect();
-    for program in &missing {
-        // Past the capture of a passing test's output, which nobody would see.
-        let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        let _ = writeln!(std::io::stderr(), "left out: {test}, because {program} is not installed");
-    }
+    let missing = programs.iter().filter(|program| find(program).is_none());
+    nothing_missing(missing.map(|program| format!("{program} is not installed")).collect())
+}
+
+/// The file that a variable of the environment names; the same is said and done when there is none.
+#[track_caller]
+pub fn file_of(variable: &str) -> Option<PathBuf> {
+    let file = env::var_os(variable).map(PathBuf::from).filter(|path| path.is_file());
+    let missing = file.is_none().then(|| format!("{variable} names no file"));
+    nothing_missing(missing.into_iter().collect()).then_some(file).flatten()
+}
+
+#[track_caller]
+fn nothing_missing(missing: Vec<String>) -> bool {
+    missing.iter().for_each(|what| left_out(what));
     let required = env::var_os("REQUIRE_PEERS").is_some_and(|value| value == "1");
-    assert!(missing.is_empty() || !required, "REQUIRE_PEERS=1, but there is no {}", missing.join(", "));
+    assert!(missing.is_empty() || !required, "REQUIRE_PEERS=1, but {}", missing.join(", "));
     missing.is_empty()
+}
+
+/// Says that this test is not run.
+pub fn left_out(because: &str) {
+    // Past the capture of a passing test's output, which nobody would see.
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "left out: {test}, because {because}");
 }
 
 /// A real nginx as a backend.
