@@ -218,9 +218,12 @@ impl Writer {
             }
         };
         self.is_torn = if done == 0 { self.is_torn } else { bytes[done - 1] != b'\n' };
-        let lost = batch.iter().zip(ends).filter(|(_, end)| *end > done);
-        let count = lost.map(|(line, _)| LOST[line.kind as usize].fetch_add(1, Ordering::Relaxed)).count();
-        (count as u64, error)
+        let mut lost = 0;
+        for (line, _) in batch.iter().zip(ends).filter(|(_, end)| *end > done) {
+            LOST[line.kind as usize].fetch_add(1, Ordering::Relaxed);
+            lost += 1;
+        }
+        (lost, error)
     }
 }
 

@@ -25,7 +25,9 @@ fn unread(setup: &Setup) -> (Server, PipeReader) {
 }
 
 fn setup(clusters: &Clusters) -> Setup {
-    clusters.old.on("/cut", Answer::side().body("12345").cut(3, End::Fin));
+    for cluster in [&clusters.old, &clusters.new] {
+        cluster.on("/cut", Answer::side().body("12345").cut(3, End::Fin));
+    }
     Setup::new([clusters.service("a")]).log("audit_path: /dev/stderr").drain("delay: 0s, grace: 5s")
 }
 
@@ -76,7 +78,7 @@ fn what_waited_for_the_reader_comes_in_its_order_and_to_the_last_line() {
     let places = ["serving", "AUDIT - percentage", "draining", "ended finished=true"].map(place);
     assert!(places.is_sorted(), "{}", text.trim_start());
     assert!(text.matches("AUDIT - percentage").count() >= 19, "{}", text.trim_start());
-    assert_eq!(text.matches("response cut").count(), 1, "one line a minute: {}", text.trim_start());
+    assert!((1..=2).contains(&text.matches("response cut").count()), "one line a minute: {}", text.trim_start());
 }
 
 #[test]
