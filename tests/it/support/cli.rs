@@ -304,7 +304,6 @@ impl Server {
     }
 
     /// The same without waiting until it is ready, only until it answers.
-    #[cfg(feature = "kubernetes")]
     #[track_caller]
     pub fn kill_and_restart_unready(&mut self) {
         self.child.kill().unwrap();
