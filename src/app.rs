@@ -54,8 +54,11 @@ const SWEEP: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// How long the access log may take for its last lines.
+/// How long the logs may take for their last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// How long control lines may take where somebody waits for them.
+const LAST_WORD: Duration = Duration::from_millis(200);
 
 /// What a process is started with.
 #[derive(Clone, Debug, Default)]
@@ -134,11 +137,26 @@ impl App {
         let wishes = heeds_signals.then(|| signals(&threads.control)).transpose().map_err(other("signals"))?;
         let opened =
             opening::open(&path, &environment, |candidate| Prepared::of(candidate, &environment, &names, &threads));
-        let Opening { first, compiled, watch, broken, before, is_file_new, last_good, damaged, unserved, history } =
-            opened.map_err(StartError::Config)?;
+        let Opening {
+            first,
+            compiled,
+            watch,
+            broken,
+            before,
+            is_file_new,
+            last_good,
+            damaged,
+            unserved,
+            lacking,
+            history,
+        } = opened.map_err(StartError::Config)?;
         let Prepared { compiled, resolver, workers, logs } = compiled;
         let config = first.config().clone();
-        let certificates = Certificates::new(compiled.certificates);
+        let readiness = Readiness::default();
+        // A new replica without any certificate must not take the place of one that still has them.
+        let awaited = lacking.is_some() && compiled.certificates.all().is_empty();
+        let awaited = awaited.then(|| readiness.expect("certificates"));
+        let certificates = Certificates::awaiting(compiled.certificates, awaited);
         let tls = tls(&config.listen, &certificates, &first)?;
         let sockets = listeners::bind(&config.listen)
             .map_err(|error| StartError::Other(format!("{}: {error}: {}", error.key, error.advice)))?;
@@ -149,7 +167,6 @@ impl App {
         history.listen_to(&telemetry.audit);
         let (rollbacks, earlier) = rollback::channel();
 
-        let readiness = Readiness::default();
         let starting = readiness.expect("listeners");
         let (trigger, drain) = shutdown::channel();
         let (admin_trigger, admin_drain) = shutdown::channel();
@@ -159,6 +176,10 @@ impl App {
         if let Some(error) = damaged {
             telemetry.process.state_failed();
             tracing::warn!(%error, "the last good configuration was lost");
+        }
+        if let Some(error) = lacking {
+            tracing::error!(error, "a listener certificate cannot be used, handshakes that need it fail");
+            status.set_trouble(status::Trouble::Certificates, Some(format!("without a listener certificate: {error}")));
         }
         if let Some(error) = unserved {
             tracing::error!(error, "the pinned configuration cannot serve, the file does");
@@ -237,6 +258,8 @@ impl App {
         threads.control.spawn(watcher.run(drain.clone()));
         follow(keeper.clone(), drain.clone());
         threads.control.spawn(keeper.run(drain.clone()));
+        // What the start had to say is there before anybody hears that it is over.
+        logs::flush(LAST_WORD);
         drop(starting);
         Ok(Self { addresses, live, readiness, telemetry, reload, trigger, admin: admin_trigger, threads, wishes })
     }
@@ -258,6 +281,7 @@ impl App {
             for wish in wishes {
                 if let Wish::Stop(name) = wish {
                     tracing::warn!(signal = name, "told to stop once more, ending at once");
+                    logs::flush(LAST_WORD);
                     std::process::exit(1);
                 }
                 heed(&wish, &reload, &telemetry);

@@ -107,7 +107,8 @@
 //!     (`clippy.toml`).
 //! 11. Shares change in [`Weight::set`] only; its tests stand beside it.
 //! 12. Every queue, pool, buffer, retry loop and label set has a bound. `fallback::a_frozen_new_cluster_cannot_use_up_what_old_needs`,
-//!     `forwarding::large_bodies_cost_no_memory`
+//!     `forwarding::large_bodies_cost_no_memory`,
+//!     `logs::a_stderr_that_nobody_reads_holds_up_neither_requests_nor_commands_nor_the_end`
 //! 13. No log, status, metric, error or explanation shows a secret.
 //!     `secrets::logs_status_metrics_errors_and_explanations_show_no_secret`
 //! 14. What a command changed survives, until something newer changes it.

@@ -6,6 +6,7 @@ mod answer;
 mod api;
 mod auth;
 mod configuration;
+mod crowd;
 pub mod doctor;
 mod events;
 mod explain;
@@ -28,7 +29,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Environment;
@@ -45,9 +45,10 @@ use crate::shutdown::Drain;
 use crate::telemetry::labels::ListenerKind;
 use crate::telemetry::{Scrape, Telemetry};
 use answer::Body;
+use crowd::{Crowd, Guest};
 pub use events::Events;
 
-/// Connections at once; more of them wait in the kernel's queue.
+/// Connections at once; one more ends one of them.
 const CONNECTIONS: usize = 256;
 
 /// For a whole request head, and between two requests.
@@ -100,29 +101,32 @@ struct ReadyReport {
 /// Serves until the drain starts, or until this socket is `retired` because the port is another one. The drain is that of
 /// this port: it begins after that of the data ports has ended, so that probes can see it.
 pub async fn serve(listener: Listener, state: Arc<AdminState>, drain: Drain, retired: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let crowd = Crowd::new(CONNECTIONS);
     loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (socket, peer) = tokio::select! {
             accepted = listener.accept() => accepted,
             () = drain.started() => return,
             () = retired.cancelled() => return,
         };
-        let (state, drain) = (state.clone(), drain.clone());
+        let (state, drain, guest) = (state.clone(), drain.clone(), crowd.enter());
         #[expect(
             clippy::disallowed_methods,
             reason = "owned by the control runtime; ends with its socket or its time"
         )]
         tokio::spawn(async move {
-            let _place = place;
             let _open = Open::new(&state.telemetry);
-            connection(socket, peer.ip(), &state, &drain).await;
+            connection(socket, peer.ip(), &state, &drain, &guest).await;
         });
     }
 }
 
-async fn connection(socket: TcpStream, peer: IpAddr, state: &Arc<AdminState>, drain: &Drain) {
-    let service = service_fn(|request| async move { Ok::<_, Infallible>(route(state, drain, peer, request).await) });
+async fn connection(socket: TcpStream, peer: IpAddr, state: &Arc<AdminState>, drain: &Drain, guest: &Guest) {
+    let service = service_fn(|request| async move {
+        guest.asks();
+        let answer = route(state, drain, peer, request).await;
+        guest.answered(matches!(answer.body(), Body::Events(_)));
+        Ok::<_, Infallible>(answer)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -132,11 +136,16 @@ async fn connection(socket: TcpStream, peer: IpAddr, state: &Arc<AdminState>, dr
     // How a client ends its connection is its own business.
     tokio::select! {
         _ = connection.as_mut() => return,
+        () = guest.left() => return,
         () = drain.started() => {}
         () = tokio::time::sleep(LONGEST_CONNECTION) => {}
     }
     connection.as_mut().graceful_shutdown();
-    let _ = tokio::time::timeout(LAST_ANSWER, connection).await;
+    tokio::select! {
+        _ = connection => {}
+        () = guest.left() => {}
+        () = tokio::time::sleep(LAST_ANSWER) => {}
+    }
 }
 
 /// Counts a connection as long as it is open.
@@ -390,6 +399,24 @@ mod tests {
         socket.read_to_string(&mut text).await.unwrap();
         assert!(text.ends_with("\r\n0\r\n\r\n"), "the end is a whole one: {text}");
         assert!(started.elapsed() < LAST_ANSWER, "it was told, not cut");
+    }
+
+    #[tokio::test]
+    async fn connections_that_ask_for_nothing_keep_nobody_waiting() {
+        let port = Port::open();
+        let mut idle = Vec::new();
+        for _ in 0..CONNECTIONS + 40 {
+            idle.push(TcpStream::connect(port.address).await.unwrap());
+        }
+
+        let started = std::time::Instant::now();
+        for _ in 0..5 {
+            assert_eq!(port.ask("GET", "/health").await.0, 200);
+        }
+
+        assert!(started.elapsed() < HEAD_TIMEOUT, "nobody's time had to run out");
+        let mut nothing = [0];
+        assert!(matches!(idle[0].read(&mut nothing).await, Ok(0) | Err(_)), "the longest silent one gave up its place");
     }
 
     #[tokio::test]

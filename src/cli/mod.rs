@@ -143,6 +143,7 @@ pub fn main() -> ExitCode {
         output::complain(&failure);
         failure.exit
     });
+    output::end();
     exit.into()
 }
 

@@ -3,11 +3,13 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 pub use crate::config::problem::printable;
+use crate::telemetry::logs;
 
 /// What needs eyes.
 pub const ALARM: Style = AnsiColor::Red.on_default().bold();
@@ -18,6 +20,9 @@ pub const NOTICE: Style = AnsiColor::Yellow.on_default().bold();
 const WIDEST: usize = 100;
 /// Tables do not shrink below this.
 const NARROWEST: usize = 80;
+
+/// How long the reader of stderr may take for our last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Every exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,9 +111,17 @@ pub fn print_json(value: &impl Serialize) -> io::Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
-/// Tells something beside the result; nobody is told when stderr is closed.
+/// Tells something beside the result, behind the lines of a process that serves; nobody is told when stderr is closed, or
+/// when its reader leaves those lines alone.
 pub fn tell(text: &str) {
-    let _ = writeln!(anstream::stderr().lock(), "{text}");
+    if logs::flush(LAST_LINES) {
+        let _ = writeln!(anstream::stderr().lock(), "{text}");
+    }
+}
+
+/// Control lines that wait are written before the process ends.
+pub fn end() {
+    logs::flush(LAST_LINES);
 }
 
 /// Says why arguments make no sense. It names them, so colours are for those that are harmless.

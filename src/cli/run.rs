@@ -7,6 +7,7 @@ use clap::Args;
 use super::output::{self, Exit, Failure};
 use crate::app::{self, App, StartError};
 use crate::config::{self, Environment};
+use crate::telemetry::logs;
 
 /// The variable that names the file.
 const VARIABLE: &str = "MIGRATION_PROXY_CONFIG";
@@ -31,6 +32,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let environment = config::environment();
     let config = file(arguments.config, &environment, Path::new(DEFAULT_FILE))?;
+    logs::tell_panics();
     let app = start(app::Options { config, environment, heeds_signals: true, ..app::Options::default() })?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

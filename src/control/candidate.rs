@@ -18,6 +18,7 @@ use crate::tls::pem;
 pub struct Candidate {
     text: Text,
     parsed: Parsed,
+    leaves_out_certificates: bool,
 }
 
 /// What can be served.
@@ -45,7 +46,14 @@ impl Candidate {
     /// Every mistake in it.
     pub fn decode(text: Text, environment: &Environment) -> Result<Self, ConfigError> {
         let parsed = config::parse(&text, environment)?;
-        Ok(Self { text, parsed })
+        Ok(Self { text, parsed, leaves_out_certificates: false })
+    }
+
+    /// The same, where listener certificates that cannot be used are left out.
+    #[must_use]
+    pub fn without_unusable_certificates(mut self) -> Self {
+        self.leaves_out_certificates = true;
+        self
     }
 
     /// The text as read.
@@ -94,7 +102,7 @@ impl Candidate {
     /// Every file that cannot be used, at the place that names it.
     pub fn compile(&self, current: Option<&Snapshot>, means: &Means<'_>) -> Result<Compiled, ConfigError> {
         let snapshot = Snapshot::compile(self.config().clone(), current, means);
-        let certificates = certificates(&self.config().listen);
+        let certificates = certificates(&self.config().listen, self.leaves_out_certificates);
         match (snapshot, certificates) {
             (Ok(snapshot), Ok(certificates)) => Ok(Compiled { snapshot, certificates }),
             (snapshot, certificates) => {
@@ -187,8 +195,9 @@ fn both(files: &CertificateFiles) -> [PathBuf; 2] {
     [files.cert.clone(), files.key.clone()]
 }
 
-/// The certificates of the listeners. Without a TLS listener nothing is read.
-fn certificates(listen: &Listen) -> Result<Set, Vec<Unusable>> {
+/// The certificates of the listeners; those that cannot be used are an error or left out. Without a TLS listener nothing
+/// is read.
+fn certificates(listen: &Listen, leaves_out_certificates: bool) -> Result<Set, Vec<Unusable>> {
     let files: &[CertificateFiles] = if serves_tls(listen) { &listen.tls.certificates } else { &[] };
     let mut problems = Vec::new();
     if let (true, Some(file)) = (serves_tls(listen), &listen.tls.client_ca)
@@ -196,15 +205,12 @@ fn certificates(listen: &Listen) -> Result<Set, Vec<Unusable>> {
     {
         problems.push(Unusable { key: "listen.tls.client_ca".to_owned(), error });
     }
-    match Set::load(files) {
-        Ok(set) if problems.is_empty() => Ok(set),
-        loaded => {
-            let pairs = loaded.err().into_iter().flatten();
-            problems.extend(pairs.map(|(index, error)| {
-                let part = if files[index].key == error.file { "key" } else { "cert" };
-                Unusable { key: format!("listen.tls.certificates[{index}].{part}"), error }
-            }));
-            Err(problems)
-        }
+    let (set, errors) = Set::load(files);
+    if !leaves_out_certificates {
+        problems.extend(errors.into_iter().map(|(index, error)| {
+            let part = if files[index].key == error.file { "key" } else { "cert" };
+            Unusable { key: format!("listen.tls.certificates[{index}].{part}"), error }
+        }));
     }
+    if problems.is_empty() { Ok(set) } else { Err(problems) }
 }

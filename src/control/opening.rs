@@ -8,7 +8,7 @@ use super::differences;
 use super::history::{Author, History};
 use super::last_good::{self, LastGood};
 use super::watch::Watch;
-use crate::config::{ConfigError, Environment, Problem, Text};
+use crate::config::{ConfigError, Environment, Problem, Severity, Text};
 
 /// What a start serves.
 pub struct Opening<T> {
@@ -30,12 +30,15 @@ pub struct Opening<T> {
     pub damaged: Option<String>,
     /// Why the file serves although an earlier configuration is pinned.
     pub unserved: Option<String>,
+    /// Why some listener certificate is left out.
+    pub lacking: Option<String>,
     /// What was served, and when.
     pub history: Arc<History>,
 }
 
 /// Reads a file for the first time, and watches it and what it names from then on. `compile` makes of it what can be
-/// served, or tells why nothing can.
+/// served, or tells why nothing can. The last good copy may lack listener certificates: they were good once, and will be
+/// taken when they are good again.
 ///
 /// # Errors
 ///
@@ -79,6 +82,8 @@ pub fn open<T>(
         None => opened,
     };
     let kept = kept.map(|text| Candidate::decode(text, environment));
+    let lenient = kept.as_ref().and_then(|kept| kept.clone().ok());
+    let mut lacking = None;
     let (first, compiled, broken, before) = match opened {
         // What was served last cannot be told from a damaged copy: nothing has changed, as far as we know.
         Ok((first, compiled)) => {
@@ -88,8 +93,14 @@ pub fn open<T>(
         Err(mut error) => match kept.map(attempt) {
             Some(Ok((first, compiled))) => (first.clone(), compiled, Some(error), Some(first)),
             Some(Err(why)) => {
-                let why = why.problems.first().map(one_line).unwrap_or_default();
-                return Err(also(error, &format!("the last good copy cannot serve in its place: {why}")));
+                let why = why.problems.iter().find(|problem| problem.severity == Severity::Error);
+                let why = why.map(one_line).unwrap_or_default();
+                let opened = lenient.map(|first| (compile(&first.clone().without_unusable_certificates()), first));
+                let Some((Ok(compiled), first)) = opened else {
+                    return Err(also(error, &format!("the last good copy cannot serve in its place: {why}")));
+                };
+                lacking = Some(why);
+                (first.clone(), compiled, Some(error), Some(first))
             }
             None => {
                 if let Some(why) = damaged {
@@ -104,7 +115,7 @@ pub fn open<T>(
     remember(&history, &first, before.as_ref());
     let seen_before = seen_before.or_else(|| before.as_ref().map(|before| before.text().hash()));
     let is_file_new = broken.is_none() && history.pinned().is_none() && seen_before.as_ref() != Some(&seen);
-    Ok(Opening { first, compiled, watch, broken, before, is_file_new, last_good, damaged, unserved, history })
+    Ok(Opening { first, compiled, watch, broken, before, is_file_new, last_good, damaged, unserved, lacking, history })
 }
 
 /// The configuration that serves instead of the file whose text has the hash `seen`, or why it is lost. Another text of the

@@ -309,6 +309,7 @@ impl Reloader {
         logs.set(config.log.level, config.log.format);
         resolver.configure(config.dns);
         self.parts.certificates.replace(certificates);
+        status.set_trouble(Trouble::Certificates, None);
         let (overrides, cleared) = keeper.follow(config);
         let effective = snapshot.take_over(&overrides);
         live.install(snapshot);
@@ -361,6 +362,7 @@ impl Reloader {
                 self.install(&self.served, ready);
                 telemetry.process.reloaded(ReloadResult::Applied, SystemTime::now());
                 status.update(|configuration| configuration.last_error = None);
+                status.set_trouble(Trouble::LastGoodServes, None);
                 self.files_failed = false;
                 tracing::info!("certificates and keys read again");
                 Outcome::Applied

@@ -40,6 +40,8 @@ pub struct Status {
 pub enum Trouble {
     /// The file was wrong at the start, and the last good one serves.
     LastGoodServes,
+    /// A listener certificate could not be used at the start, and is left out.
+    Certificates,
     /// The newest accepted file could not be kept.
     LastGoodUnstored,
     /// What changed, and the files that were served, cannot be kept.

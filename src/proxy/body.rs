@@ -213,7 +213,8 @@ impl Passing {
     }
 }
 
-/// Counts a response that ended early by its cause, and says so: its access line shows the status that was sent.
+/// Counts a response that ended early by its cause, and now and then says so: its access line shows the status that was
+/// sent.
 fn note_cut(exchange: &Exchange, cluster: Cluster, error: &BodyError) {
     let Some(service) = exchange.service() else { return };
     let outcome = match error {
@@ -223,8 +224,7 @@ fn note_cut(exchange: &Exchange, cluster: Cluster, error: &BodyError) {
     };
     service.meters.cut(cluster, outcome);
     let id = exchange.request_id().map(|id| String::from_utf8_lossy(id.as_bytes()));
-    let request_id = id.as_deref();
-    tracing::info!(service = service.name(), cluster = cluster.as_str(), request_id, %error, "response cut");
+    service.upstream(cluster).pool.complain_of_cut(id.as_deref(), error, std::time::Instant::now());
 }
 
 impl Open {

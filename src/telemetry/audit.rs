@@ -1,17 +1,20 @@
-//! Who changed what, when and why: one line per change, written before the change is reported as done.
+//! Who changed what, when and why: one line per change, written before the change is reported as done, unless its
+//! destination takes nothing for a while.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value as Json};
-use tracing::error;
 
 use super::difference::{Difference, Said};
-use super::sink::{Sink, SinkError};
+use super::labels::LogKind;
+use super::outlet::Outlet;
+use super::sink::SinkError;
 use super::text;
 use crate::config::{Log, LogFormat};
 
@@ -187,7 +190,7 @@ struct Told<'a> {
 struct State {
     path: PathBuf,
     format: LogFormat,
-    sink: Sink,
+    outlet: Arc<Outlet>,
 }
 
 /// Checked settings that wait for [`Audit::install`].
@@ -196,14 +199,14 @@ pub struct Prepared {
     path: PathBuf,
     format: LogFormat,
     /// A newly opened destination, when it is another one than before.
-    sink: Option<Sink>,
+    outlet: Option<Arc<Outlet>>,
 }
 
 impl Audit {
     /// Opens `log.audit_path`.
     pub fn new(log: &Log) -> Result<Self, SinkError> {
-        let sink = Sink::open(&log.audit_path)?;
-        let state = Mutex::new(State { path: log.audit_path.clone(), format: log.format, sink });
+        let outlet = Outlet::open(&log.audit_path)?;
+        let state = Mutex::new(State { path: log.audit_path.clone(), format: log.format, outlet });
         Ok(Self { state, generation: AtomicU64::new(1), listener: OnceLock::new() })
     }
 
@@ -287,37 +290,43 @@ impl Audit {
     fn write(&self, event: &Event<'_>, key: Option<&str>, actor: &Actor, claimed: Option<&str>, time: Timestamp) {
         let generation = self.generation();
         let told = Told { event, key, actor, claimed, time, generation };
-        let mut state = self.lock();
+        let state = self.lock();
         let line = match state.format {
             LogFormat::Text => text_line(&told),
             LogFormat::Json => json_line(&told),
         };
-        if let Err((_, error)) = state.sink.write(&[line.as_bytes()]) {
-            error!(%error, path = %state.path.display(), "audit log cannot be written, a line is lost");
-        }
+        let outlet = state.outlet.clone();
+        drop(state);
+        outlet.write(LogKind::Audit, line.into_bytes());
     }
 
     /// Opens what changed settings need, without using it yet.
     pub fn prepare(&self, log: &Log) -> Result<Prepared, SinkError> {
         let changed = self.lock().path != log.audit_path;
-        let sink = changed.then(|| Sink::open(&log.audit_path)).transpose()?;
-        Ok(Prepared { path: log.audit_path.clone(), format: log.format, sink })
+        let outlet = changed.then(|| Outlet::open(&log.audit_path)).transpose()?;
+        Ok(Prepared { path: log.audit_path.clone(), format: log.format, outlet })
     }
 
     /// Uses changed settings.
     pub fn install(&self, prepared: Prepared) {
         let mut state = self.lock();
         state.format = prepared.format;
-        if let Some(sink) = prepared.sink {
-            (state.path, state.sink) = (prepared.path, sink);
+        if let Some(outlet) = prepared.outlet {
+            (state.path, state.outlet) = (prepared.path, outlet);
         }
     }
 
     /// Opens the path anew, after a rotation. After an error the old file stays.
     pub fn reopen(&self) -> Result<(), SinkError> {
         let mut state = self.lock();
-        state.sink = Sink::open(&state.path)?;
+        state.outlet = Outlet::open(&state.path)?;
         Ok(())
+    }
+
+    /// Waits until what was recorded is written; false when that takes longer than `patience`.
+    pub fn close(&self, patience: Duration) -> bool {
+        let outlet = self.lock().outlet.clone();
+        outlet.settle(patience)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

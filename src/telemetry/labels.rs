@@ -21,6 +21,16 @@ macro_rules! labels {
 }
 
 labels! {
+    /// What a log line is.
+    LogKind {
+        /// What changed, failed, or has to be done.
+        Control = "control",
+        /// Who changed what.
+        Audit = "audit",
+    }
+}
+
+labels! {
     /// Why a request went where it went.
     Reason {
         /// Safe mode sends everything to old.

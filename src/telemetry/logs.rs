@@ -1,11 +1,12 @@
 //! Control lines on stderr: what changed, what failed, what somebody has to do. Never a line per request. Level and form
-//! can be changed while we run.
+//! can be changed while we run, and nobody waits for a reader that does not read.
 
 use std::fmt::{self, Write as _};
-use std::io::{self, Write as _};
+use std::panic;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tracing::field::{Field, Visit};
@@ -15,11 +16,16 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 
+use super::labels::LogKind;
+use super::outlet::{self, Outlet};
 use super::text;
 use crate::config::LogFormat;
 
 /// The name of the program in its lines, and the target of our own events.
 const NAME: &str = "migration_proxy";
+
+/// How long a panic waits for earlier lines.
+const PANIC_PATIENCE: Duration = Duration::from_millis(200);
 
 /// The handle of the subscriber that this process has, if it is ours.
 static INSTALLED: OnceLock<LogHandle> = OnceLock::new();
@@ -47,11 +53,28 @@ pub fn init(level: Level, format: LogFormat) -> LogHandle {
         .get_or_init(|| {
             let (filter, reloader) = reload::Layer::new(filter(level));
             let json = Arc::new(AtomicBool::new(format == LogFormat::Json));
-            let lines = Lines { json: Arc::clone(&json) };
+            // A process that cannot have one more thread has no workers either, and says so in its own way.
+            let lines = Lines { json: Arc::clone(&json), outlet: Outlet::stderr().ok() };
             let _ = tracing::subscriber::set_global_default(Registry::default().with(filter).with(lines));
             LogHandle { filter: reloader, json }
         })
         .clone()
+}
+
+/// Waits until everything that was said is written; false when that takes longer than `patience`. What else writes to
+/// stderr comes behind it then.
+pub fn flush(patience: Duration) -> bool {
+    outlet::flush(patience)
+}
+
+/// Panics are told behind the lines that came before them; while nobody reads those, telling would hold up the thread.
+pub fn tell_panics() {
+    let tell = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if flush(PANIC_PATIENCE) {
+            tell(panic);
+        }
+    }));
 }
 
 /// Our own events from `level` on. Libraries only say what went wrong: their finer lines would show headers.
@@ -62,6 +85,7 @@ fn filter(level: Level) -> Targets {
 /// Writes each event as one line.
 struct Lines {
     json: Arc<AtomicBool>,
+    outlet: Option<Arc<Outlet>>,
 }
 
 impl<S: Subscriber> Layer<S> for Lines {
@@ -71,8 +95,9 @@ impl<S: Subscriber> Layer<S> for Lines {
         } else {
             text_line(event, Timestamp::now())
         };
-        // Nobody is left to tell about a broken stderr.
-        let _ = io::stderr().lock().write_all(&line);
+        if let Some(outlet) = &self.outlet {
+            outlet.push(LogKind::Control, line);
+        }
     }
 }
 

@@ -13,9 +13,11 @@ pub mod logs;
 pub mod machine;
 pub mod metrics;
 pub mod names;
+pub mod outlet;
 pub mod process;
 pub mod recent;
 pub mod scrape;
+pub mod seldom;
 pub mod sink;
 pub mod text;
 pub mod window;
@@ -63,9 +65,10 @@ impl Telemetry {
         access.and(audit)
     }
 
-    /// Writes what waits and ends the writer; false when that takes longer than `patience`.
+    /// Writes what waits and ends the writer of access lines; false when that takes longer than `patience`.
     pub fn close(&self, patience: Duration) -> bool {
-        self.access.close(patience)
+        let access = self.access.close(patience);
+        self.audit.close(patience) && access
     }
 }
 

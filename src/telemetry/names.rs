@@ -77,6 +77,7 @@ families! {
     CONFIG_RESTART_NEEDED: Gauge "migration_proxy_config_restart_needed" "1 while a changed key waits for a restart.";
     FLEET_REPLICAS: Gauge "migration_proxy_fleet_replicas" "Other replicas by whether they serve the same as this one.";
     ACCESS_LOG_DROPPED: Counter "migration_proxy_access_log_dropped_total" "Access lines lost because their destination was too slow or full.";
+    LOG_LINES_DROPPED: Counter "migration_proxy_log_lines_dropped_total" "Control and audit lines lost because their destination was too slow, full or broken.";
     STATE_FAILURES: Counter "migration_proxy_state_failures_total" "Times that the state, the last good file or the history could not be read or stored.";
     TASK_PANICS: Counter "migration_proxy_task_panics_total" "Tasks that ended by a panic, which is always a bug.";
     BUILD_INFO: Gauge "migration_proxy_build_info" "1, with the version as a label.";

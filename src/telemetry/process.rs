@@ -11,10 +11,11 @@ use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use super::exposition;
-use super::labels::{CertificateSide, ListenerKind, PeerState, RejectCause, ReloadResult};
+use super::labels::{CertificateSide, ListenerKind, LogKind, PeerState, RejectCause, ReloadResult};
 use super::machine::{self, Usage};
 use super::metrics::{Histogram, OVERHEAD_BOUNDS};
 use super::names::{self, Family};
+use super::outlet;
 
 /// Hexadecimal digits of the hash that fit into a number without loss.
 const HASH_DIGITS: usize = 12;
@@ -169,6 +170,11 @@ impl ProcessMeters {
         exposition::push_head(&mut out, &names::OVERHEAD);
         exposition::push_histogram(&mut out, &names::OVERHEAD, &[], &self.overhead);
         self.push_certificates(&mut out);
+        exposition::push_head(&mut out, &names::LOG_LINES_DROPPED);
+        for kind in LogKind::ALL {
+            let labels = [("log", kind.as_str())];
+            exposition::push_sample(&mut out, names::LOG_LINES_DROPPED.name, "", &labels, outlet::lost(*kind));
+        }
         let root = Path::new("/");
         let mut push = |family: &Family, value: Option<f64>| {
             if let Some(value) = value {

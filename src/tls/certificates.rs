@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
@@ -15,6 +15,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{Error, PROVIDER, pem, versions};
 use crate::config::{CertificateFiles, ListenTls};
+use crate::readiness::Token;
 
 /// As many names of a certificate are told. Some have a hundred.
 const SHOWN_NAMES: usize = 6;
@@ -128,12 +129,9 @@ pub struct Set {
 }
 
 impl Set {
-    /// Reads every pair; all that is wrong, with the index of the pair.
-    ///
-    /// # Errors
-    ///
-    /// Each file that is missing, unreadable or no PEM, and each key that is not its certificate's.
-    pub fn load(files: &[CertificateFiles]) -> Result<Self, Vec<(usize, Error)>> {
+    /// Reads every pair: those that can be used, and what is wrong with the others by the index of the pair. That is each file
+    /// that is missing, unreadable or no PEM, and each key that is not its certificate's.
+    pub fn load(files: &[CertificateFiles]) -> (Self, Vec<(usize, Error)>) {
         let mut set = Self { all: Vec::new(), exact: HashMap::new(), wildcard: HashMap::new() };
         let mut errors = Vec::new();
         for (index, files) in files.iter().enumerate() {
@@ -142,7 +140,7 @@ impl Set {
                 Err(error) => errors.push((index, error)),
             }
         }
-        if errors.is_empty() { Ok(set) } else { Err(errors) }
+        (set, errors)
     }
 
     /// Every certificate, in the order of the configuration.
@@ -184,17 +182,25 @@ impl Certificate {
 #[derive(Debug)]
 pub struct Certificates {
     current: ArcSwap<Set>,
+    /// Held until the next set comes, where this one lacks too much.
+    awaited: Mutex<Option<Token>>,
 }
 
 impl Certificates {
     /// Serves `set`.
     pub fn new(set: Set) -> Arc<Self> {
-        Arc::new(Self { current: ArcSwap::from_pointee(set) })
+        Self::awaiting(set, None)
+    }
+
+    /// Serves `set`, which lacks what the next one will have.
+    pub fn awaiting(set: Set, next: Option<Token>) -> Arc<Self> {
+        Arc::new(Self { current: ArcSwap::from_pointee(set), awaited: Mutex::new(next) })
     }
 
     /// Serves `set` from the next handshake on; open connections keep what they have.
     pub fn replace(&self, set: Set) {
         self.current.store(Arc::new(set));
+        drop(self.awaited.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// The set that is being served.

@@ -24,6 +24,7 @@ use crate::config::Cluster;
 use crate::net::watched::Watcher;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::metrics::{ConnectionGauge, ServiceMeters};
+use crate::telemetry::seldom::Seldom;
 
 /// A connection is renewed at this age, give or take a fifth, so that a load balancer's new backends get their share.
 const AGE: Duration = Duration::from_secs(600);
@@ -48,9 +49,6 @@ pub(super) const RESPONSE_FIELDS: usize = 256;
 
 /// A backend that sends this many fields may soon send more than hyper's 100.
 const MANY_FIELDS: usize = 60;
-
-/// The least time between two lines about connections that fail at the same step.
-const COMPLAINTS_APART: Duration = Duration::from_secs(60);
 
 /// Bounds of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +78,9 @@ pub struct Pool {
     /// The names of the target are listened to.
     follows: AtomicBool,
     /// When it was last said why a connection failed, by its step.
-    complaints: Mutex<[Option<Instant>; Phase::ALL.len()]>,
+    complaints: [Seldom; Phase::ALL.len()],
+    /// When it was last said that a response ended early.
+    cuts: Seldom,
 }
 
 struct Shard {
@@ -200,7 +200,8 @@ impl Pool {
             many_fields: AtomicBool::new(false),
             chooses_http1: AtomicBool::new(false),
             follows: AtomicBool::new(false),
-            complaints: Mutex::default(),
+            complaints: Default::default(),
+            cuts: Seldom::default(),
         })
     }
 
@@ -297,16 +298,20 @@ impl Pool {
 
     /// Says why the backend could not be had, once a minute for each step: a storm of failures writes no more than one.
     pub fn complain(&self, step: Phase, address: Option<SocketAddr>, error: &dyn Display, now: Instant) {
-        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = &mut complaints[step as usize];
-        if last.is_some_and(|last| now.saturating_duration_since(last) < COMPLAINTS_APART) {
+        if !self.complaints[step as usize].is_due(now) {
             return;
         }
-        *last = Some(now);
-        drop(complaints);
         let (service, target) = (self.service(), self.target.cluster.as_str());
         let address = address.map_or_else(|| "-".to_owned(), |address| address.to_string());
         tracing::warn!(service, target, address, %error, "no connection to the upstream");
+    }
+
+    /// Says that a response ended early, as seldom.
+    pub fn complain_of_cut(&self, request_id: Option<&str>, error: &dyn Display, now: Instant) {
+        if self.cuts.is_due(now) {
+            let (service, cluster) = (self.service(), self.target.cluster.as_str());
+            tracing::info!(service, cluster, request_id, %error, "response cut");
+        }
     }
 
     /// Closes connections that have been idle too long, or whose address has left DNS.

@@ -33,6 +33,7 @@ mod kit;
 mod layers;
 mod leaving;
 mod limits;
+mod logs;
 mod manifests;
 mod messages;
 mod mtls;

@@ -7,7 +7,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::support::PATIENCE;
+use crate::support::certs::Authority;
 use crate::support::cli::Server;
+use crate::support::client::Client;
 use crate::support::eventually;
 use crate::support::setup::{Clusters, Setup};
 
@@ -206,6 +208,56 @@ fn a_broken_file_at_the_start_is_replaced_by_the_last_good_one() {
     assert!(!server.status()["degraded"].to_string().contains("last good"));
     assert_eq!(server.metrics().sum("config_last_reload_successful", &[]), 1.0);
     assert_eq!(share(&server, "a"), shares(30.0, 100.0));
+}
+
+#[test]
+fn a_start_without_its_certificates_serves_in_clear_and_takes_them_when_they_are_good_again() {
+    let (clusters, authority) = (Clusters::new(), Authority::new("public"));
+    let identity = authority.server(&[A]);
+    let mut server = Server::start(&two(&clusters, 30, 0).https(&identity));
+    let good = fs::read(&identity.cert).unwrap();
+    let secure = |server: &Server| Client::try_tls(server.addresses.https.unwrap(), A, &authority.trusting(&[]));
+
+    for bad in [None, Some(fs::read(authority.server(&[A]).cert).unwrap())] {
+        match bad {
+            None => fs::remove_file(&identity.cert).unwrap(),
+            Some(another) => fs::write(&identity.cert, another).unwrap(),
+        }
+        server.kill_and_restart_unready();
+
+        assert_eq!(server.get(A, "/").status, 200);
+        assert!(secure(&server).is_err());
+        let ready = server.admin("/ready");
+        assert!(ready.status == 503 && ready.text().contains(r#""missing":["certificates"]"#), "{}", ready.text());
+        let degraded = server.status()["degraded"].to_string();
+        assert!(degraded.contains("without a listener certificate: "), "{degraded}");
+        server.wait_for_line(&["ERROR", "handshakes that need it fail"]);
+
+        fs::write(&identity.cert, &good).unwrap();
+        eventually(PATIENCE, "it is ready", || server.admin("/ready").status == 200);
+        assert_eq!(secure(&server).unwrap().get(A, "/").status, 200);
+        let status = server.status();
+        assert!(status["config"]["last_error"].is_null(), "{status:#}");
+        let degraded = status["degraded"].to_string();
+        assert!(!degraded.contains("certificate") && !degraded.contains("last good"), "{degraded}");
+    }
+}
+
+#[test]
+fn one_bad_certificate_at_a_start_takes_none_from_the_others() {
+    let (clusters, authority) = (Clusters::new(), Authority::new("public"));
+    let (first, second) = (authority.server(&[A]), authority.server(&[B]));
+    let mut server = Server::start(&two(&clusters, 30, 0).https(&first).https(&second));
+    fs::remove_file(&second.key).unwrap();
+    // What is wrong beside that changes nothing about it.
+    server.file.swap("services: [");
+
+    server.kill_and_restart();
+
+    let secure = |host| Client::try_tls(server.addresses.https.unwrap(), host, &authority.trusting(&[]));
+    assert_eq!(secure(A).unwrap().get(A, "/").status, 200);
+    assert!(secure(B).is_err());
+    assert!(server.status()["degraded"].to_string().contains("without a listener certificate: "));
 }
 
 #[test]

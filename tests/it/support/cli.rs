@@ -123,13 +123,18 @@ fn signal(child: &Child, name: &str) {
 
 #[track_caller]
 fn serve(file: &ConfigFile, directory: &TempDir, environment: &BTreeMap<String, String>) -> Child {
-    let output = |name| File::create(directory.path().join(name)).unwrap();
+    let stderr = File::create(directory.path().join("stderr")).unwrap();
+    serve_into(stderr.into(), file, directory, environment)
+}
+
+#[track_caller]
+fn serve_into(stderr: Stdio, file: &ConfigFile, directory: &TempDir, environment: &BTreeMap<String, String>) -> Child {
     program()
         .args(["run", "-c"])
         .arg(file.path())
         .envs(environment)
-        .stdout(output("stdout"))
-        .stderr(output("stderr"))
+        .stdout(File::create(directory.path().join("stdout")).unwrap())
+        .stderr(stderr)
         .spawn()
         .expect("the program can be run")
 }
@@ -208,6 +213,20 @@ impl Server {
     /// Starts it and waits until it is ready.
     #[track_caller]
     pub fn start(setup: &Setup) -> Self {
+        Self::start_with(setup, |file, directory, environment| serve(file, directory, environment))
+    }
+
+    /// The same with a stderr that the test reads, or does not.
+    #[track_caller]
+    pub fn start_into(setup: &Setup, stderr: impl Into<Stdio>) -> Self {
+        Self::start_with(setup, |file, directory, environment| serve_into(stderr.into(), file, directory, environment))
+    }
+
+    #[track_caller]
+    fn start_with(
+        setup: &Setup,
+        serve: impl FnOnce(&ConfigFile, &TempDir, &BTreeMap<String, String>) -> Child,
+    ) -> Self {
         let directory = TempDir::new().unwrap();
         let [http, https, admin] = free_ports();
         let ports = Ports { http, https, admin };
@@ -285,7 +304,6 @@ impl Server {
     }
 
     /// The same without waiting until it is ready, only until it answers.
-    #[cfg(feature = "kubernetes")]
     #[track_caller]
     pub fn kill_and_restart_unready(&mut self) {
         self.child.kill().unwrap();

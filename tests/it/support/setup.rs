@@ -300,7 +300,10 @@ impl Setup {
         for line in &self.listen {
             writeln!(text, "  {line}").unwrap();
         }
-        writeln!(text, "log:\n  access_path: {here}/access.log\n  audit_path: {here}/audit.log").unwrap();
+        writeln!(text, "log:\n  access_path: {here}/access.log").unwrap();
+        if !self.log.iter().any(|yaml| yaml.starts_with("audit_path:")) {
+            writeln!(text, "  audit_path: {here}/audit.log").unwrap();
+        }
         for line in &self.log {
             writeln!(text, "  {line}").unwrap();
         }
