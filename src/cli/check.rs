@@ -117,7 +117,7 @@ impl Report {
     }
 
     fn closing_line(&self, errors: usize, warnings: usize, strict: bool) -> String {
-        let name = &self.text.name;
+        let name = output::printable(&self.text.name);
         let errors_text = counted(errors, "error", "errors");
         let warnings_text = counted(warnings, "warning", "warnings");
         match self.size {

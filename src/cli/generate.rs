@@ -140,7 +140,7 @@ fn write(directory: &Path, files: &[File], is_tree: bool) -> Result<(), Failure>
         fs::create_dir_all(folder)
             .and_then(|()| fs::write(&path, &file.text))
             .map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", path.display())))?;
-        output::tell(&format!("wrote {}", path.display()));
+        output::tell(&format!("wrote {}", output::printable(&path.display().to_string())));
     }
     Ok(())
 }

@@ -92,6 +92,7 @@ fn shown(note: &Note) -> String {
         Weight::Warning => format!("{NOTICE}{word}{NOTICE:#}"),
         Weight::Note => word.to_owned(),
     };
-    // Names come from the files of others.
-    format!("{file}:{line}:{column}: {word}: {}", output::printable(&format!("{about}{message}")))
+    // Names come from the files of others, and so may the names of these.
+    let (file, text) = (output::printable(file), output::printable(&format!("{about}{message}")));
+    format!("{file}:{line}:{column}: {word}: {text}")
 }

@@ -137,9 +137,13 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            if error.use_stderr() {
+                output::echo(&error);
+                return Exit::Usage.into();
+            }
             // Help and version are results; nobody reads the message of a failure to print them.
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+            return Exit::Done.into();
         }
     };
     let exit = dispatch(cli).unwrap_or_else(|failure| {

@@ -111,6 +111,17 @@ pub fn tell(text: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{text}");
 }
 
+/// Says why arguments make no sense. It names them, so colours are for those that are harmless.
+pub fn echo(error: &clap::Error) {
+    let plain = error.render().to_string();
+    let shown: Vec<String> = plain.lines().map(printable).collect();
+    if plain.lines().eq(shown.iter()) {
+        let _ = error.print();
+    } else {
+        tell(&shown.join("\n"));
+    }
+}
+
 /// Says why there is no result.
 pub fn complain(failure: &Failure) {
     if !failure.message.is_empty() {

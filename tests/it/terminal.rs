@@ -52,6 +52,7 @@ fn texts_of_files_and_arguments_cannot_steer_a_terminal() {
         good.replacen(from, to, 1)
     };
 
+    let scratch = tempfile::tempdir().unwrap();
     let rejected = || server.metrics().sum("config_reloads_total", &[("result", "rejected")]);
 
     for command in COMMANDS {
@@ -92,7 +93,20 @@ fn texts_of_files_and_arguments_cannot_steer_a_terminal() {
             assert_ne!(told.code, Some(0), "{arguments:?}");
             assert_printable(&told.all(), &format!("{arguments:?}"));
         }
-        assert_printable(&run(&["check", &format!("/nowhere/{written}.yaml")]).all(), "the name of a file");
+        let named = scratch.path().join(format!("{written}.yaml"));
+        for (verb, text) in [
+            (&["check"][..], None),
+            (&["check"], Some(good.as_str())),
+            (&["import", "--file"], None),
+            (&["import", "--file"], Some("kind: X")),
+            (&["import"], None),
+        ] {
+            let _ = fs::remove_file(&named);
+            if let Some(text) = text {
+                fs::write(&named, text).unwrap();
+            }
+            assert_printable(&run(&[verb, &[named.to_str().unwrap()]].concat()).all(), "the name of a file");
+        }
     }
     assert_printable(&server.stderr(), "the log");
 }
