@@ -110,7 +110,7 @@ if [ -n "$config" ]; then
         esac
     done
     if [ -n "$elsewhere" ]; then
-        warn "the NetworkPolicy lets the proxy reach old at port 8078 of namespace $namespace only, and $config names$elsewhere: change \"the old backends\" in k8s/networkpolicy.yaml"
+        warn "the NetworkPolicy lets the proxy reach old at port 8078 of namespace $namespace only, and $config names$elsewhere: change k8s/networkpolicy.yaml, or see migration-proxy generate k8s"
     fi
 fi
 

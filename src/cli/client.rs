@@ -451,9 +451,7 @@ mod tests {
         assert_eq!(failure.exit, Exit::Failed);
         assert!(failure.message.ends_with("/x answers 404: gone"), "{}", failure.message);
 
-        let client = answering(
-            b"HTTP/1.1 404 Not Found\r\nContent-Length: 40\r\n\r\n{\"error\": \"no service is called \\\"shp\\\"\"}",
-        );
+        let client = answering(b"HTTP/1.1 404 Not Found\r\n\r\n{\"error\": \"no service is called \\\"shp\\\"\"}");
         assert_eq!(client.json::<Vec<u8>>("/x").unwrap_err().message, "no service is called \"shp\"");
 
         let client = answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 16\r\n\r\n404 unknown host");

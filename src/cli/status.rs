@@ -488,12 +488,12 @@ fn failures(service: &ServiceReport) -> Vec<(&'static str, String)> {
     let windows = &service.windows;
     let all = [("1 m", &windows.one), ("5 m", &windows.five), ("60 m", &windows.sixty)];
     let of = |key: &'static str, side: fn(&Sides) -> &Summary| {
-        let (title, found) = all.iter().find(|(_, sides)| side(sides).errors > 0)?;
+        let (title, found) = all.iter().find(|(_, sides)| !side(sides).kinds.is_empty())?;
         let mut kinds: Vec<_> = side(found).kinds.iter().collect();
         kinds.sort_by(|(a, few), (b, many)| many.cmp(few).then_with(|| a.cmp(b)));
         let kinds: Vec<_> =
             kinds.iter().map(|(kind, number)| format!("{} {}", count(**number), kind_text(kind))).collect();
-        (!kinds.is_empty()).then(|| (key, format!("{} in the last {title}", kinds.join(", "))))
+        Some((key, format!("{} in the last {title}", kinds.join(", "))))
     };
     of("failed on new", |sides| &sides.new).into_iter().chain(of("failed on old", |sides| &sides.old)).collect()
 }

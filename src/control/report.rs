@@ -500,7 +500,11 @@ mod tests {
         assert_eq!(json["config"]["hash"].as_str().unwrap().len(), 64);
         assert!(json["config"]["loaded_at"].as_str().unwrap().parse::<Timestamp>().is_ok());
         let [a, b] = [&json["services"][0], &json["services"][1]];
-        assert_eq!(a["percentage"].to_string(), r#"{"confirm_by":null,"declared":20,"effective":20}"#);
+        assert_eq!(
+            a["percentage"].to_string(),
+            r#"{"back_to":null,"confirm_by":null,"declared":20,"effective":20,"max_step":100}"#
+        );
+        assert_eq!((&json["frozen"], &a["frozen"], &a["fallback"]), (&false.into(), &false.into(), &true.into()));
         assert_eq!(b["old_host"], serde_json::json!(["b.old.example", "*.b.example"]));
         assert_eq!((&a["mode"], &b["mode"]), (&"proxy".into(), &"redirect".into()));
         assert_eq!(a["breaker"]["state"], "closed");
