@@ -102,13 +102,12 @@ if [ -n "$trusted" ] && [ -n "$has_config$config$overlay" ]; then
 fi
 if [ -n "$config" ]; then
     elsewhere=''
-    for backend in $(sed -n "s/^[^#]*old_backend:[^A-Za-z0-9\$]*\([^]\"', #]*\).*/\1/p" "$config" | sort -u); do
-        backend=${backend%\}}
-        case $backend in
+    while read -r backend; do
+        case ${backend%\}} in
         *".$namespace:8078" | *".$namespace.svc:8078" | *".$namespace.svc.cluster.local:8078") ;;
-        *) elsewhere+=" $backend" ;;
+        *) elsewhere+=" ${backend%\}}" ;;
         esac
-    done
+    done < <(sed -n "s/^[^#]*old_backend:[^A-Za-z0-9\$]*\([^]\"', #]*\).*/\1/p" "$config" | sort -u)
     if [ -n "$elsewhere" ]; then
         warn "the NetworkPolicy lets the proxy reach old at port 8078 of namespace $namespace only, and $config names$elsewhere: change k8s/networkpolicy.yaml, or see migration-proxy generate k8s"
     fi

@@ -231,7 +231,7 @@ fn undo_word(change: &Difference, reach: Option<Reach>) -> String {
 
 fn reach(service: &ServiceReport) -> Option<Reach> {
     let hundredths = (service.percentage.effective * 100.0).round() as u16;
-    Some(Reach { at: Percent::from_basis_points(hundredths)?, max_step: service.percentage.max_step? })
+    Some(Reach { at: Percent::from_basis_points(hundredths)?, max_step: service.max_step? })
 }
 
 /// What else is to be known of a share that was changed.

@@ -196,7 +196,7 @@ fn listed(names: &[&str]) -> String {
 /// `goes back to 25 % in 8 m unless confirmed`; `None` where the share stays.
 pub(super) fn goes_back(service: &ServiceReport, now: Timestamp) -> Option<String> {
     let at = time(&service.percentage.confirm_by)?;
-    let to = service.percentage.back_to.map(|to| format!(" to {}", share(to.as_f64()))).unwrap_or_default();
+    let to = service.back_to.map(|to| format!(" to {}", share(to.as_f64()))).unwrap_or_default();
     Some(format!("goes back{to} in {} unless confirmed", ago(now, at)))
 }
 
@@ -609,7 +609,7 @@ api-name01  50 %              closed   1 240/s      0.01 % | 0.01 %    38 ms | 3
     fn freezes_and_shares_that_go_back_are_told() {
         let mut report = report(vec![service("a", 50.0), service("b", 5.0)]);
         report.services[0].percentage.confirm_by = Some("2024-01-01T12:08:00Z".to_owned());
-        report.services[0].percentage.back_to = Some("25".parse().unwrap());
+        report.services[0].back_to = Some("25".parse().unwrap());
         report.services[1].frozen = true;
 
         let text = sentences(&report, 100, now());

@@ -118,6 +118,12 @@ pub struct ServiceReport {
     pub fallback: bool,
     /// The share of new.
     pub percentage: PercentageReport,
+    /// Where a share goes back to that is not confirmed.
+    #[serde(default)]
+    pub back_to: Option<Percent>,
+    /// How far the share may rise at once; `None` where the proxy does not tell.
+    #[serde(default)]
+    pub max_step: Option<Percent>,
     /// Long-lived exchanges open on new: upgraded connections, and responses that have streamed for more than a minute. It
     /// is what stays there when the share goes back, and what `--close-streams` ends.
     pub open_on_new: u64,
@@ -140,12 +146,6 @@ pub struct PercentageReport {
     pub effective: f64,
     /// When a share that is not confirmed goes back.
     pub confirm_by: Option<String>,
-    /// Where it goes back to then.
-    #[serde(default)]
-    pub back_to: Option<Percent>,
-    /// How far it may rise at once; `None` where the proxy does not tell.
-    #[serde(default)]
-    pub max_step: Option<Percent>,
 }
 
 /// `breaker`.
@@ -318,9 +318,9 @@ impl Reporter<'_> {
                 declared: weight.declared().as_f64(),
                 effective: weight.effective().as_f64(),
                 confirm_by: self.keeper.confirm_by(service.name()).map(rfc3339_time),
-                back_to: self.keeper.back_to(service.name()),
-                max_step: Some(service.config.migration.max_step),
             },
+            back_to: self.keeper.back_to(service.name()),
+            max_step: Some(service.config.migration.max_step),
             open_on_new: u64::try_from(service.new.long_lived.open()).unwrap_or(u64::MAX),
             breaker: BreakerReport::new(service.new.breaker.as_deref(), moment),
             health: HealthReport {
@@ -500,10 +500,7 @@ mod tests {
         assert_eq!(json["config"]["hash"].as_str().unwrap().len(), 64);
         assert!(json["config"]["loaded_at"].as_str().unwrap().parse::<Timestamp>().is_ok());
         let [a, b] = [&json["services"][0], &json["services"][1]];
-        assert_eq!(
-            a["percentage"].to_string(),
-            r#"{"back_to":null,"confirm_by":null,"declared":20,"effective":20,"max_step":100}"#
-        );
+        assert_eq!(a["percentage"].to_string(), r#"{"confirm_by":null,"declared":20,"effective":20}"#);
         assert_eq!((&json["frozen"], &a["frozen"], &a["fallback"]), (&false.into(), &false.into(), &true.into()));
         assert_eq!(b["old_host"], serde_json::json!(["b.old.example", "*.b.example"]));
         assert_eq!((&a["mode"], &b["mode"]), (&"proxy".into(), &"redirect".into()));
