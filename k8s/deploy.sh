@@ -109,7 +109,8 @@ if [ -n "$config" ]; then
         esac
     done < <(sed -n "s/^[^#]*old_backend:[^A-Za-z0-9\$]*\([^]\"', #]*\).*/\1/p" "$config" | sort -u)
     if [ -n "$elsewhere" ]; then
-        warn "the NetworkPolicy lets the proxy reach old at port 8078 of namespace $namespace only, and $config names$elsewhere: change k8s/networkpolicy.yaml, or see migration-proxy generate k8s"
+        warn "the NetworkPolicy lets the proxy reach old at port 8078 of namespace $namespace only, and $config names$elsewhere:"
+        echo '  change k8s/networkpolicy.yaml, or take migration-proxy generate k8s' >&2
     fi
 fi
 
