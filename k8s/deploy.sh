@@ -7,8 +7,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
     cat <<'END'
 usage: k8s/deploy.sh [options]
-  --trusted-proxies CIDR  addresses of the old Ingress's pods; asked for when it is not given (kubectl get pods -n ingress-nginx -o wide);
-                          for the shipped example only: a file of your own says it itself, in listen.trusted_proxies
+  --trusted-proxies CIDR  addresses of the old Ingress's pods (kubectl get pods -n ingress-nginx -o wide), asked for when it is not
+                          given; for the shipped example only: your own file has listen.trusted_proxies
   --config FILE           migration.yaml, or a ConfigMap with it; default: the one that the cluster has, else k8s/configmap.yaml
   --namespace NAME        default aibang-1111111111-bbdm
   --image IMAGE           default migration-proxy:0.1.0
@@ -28,7 +28,7 @@ refuse() { echo "deploy: $1" >&2 && exit 2; }
 warn() { echo "deploy: warning: $1" >&2; }
 
 namespace=aibang-1111111111-bbdm image=migration-proxy:0.1.0 trusted='' config='' overlay='' dry_run=''
-new_cidr='' api_servers=() dns_cidr=169.254.20.10/32 ingress=ingress-nginx monitoring=monitoring
+new_cidr=203.0.113.0/24 has_new_cidr='' api_servers=() dns_cidr=169.254.20.10/32 ingress=ingress-nginx monitoring=monitoring
 while [ $# -gt 0 ]; do
     case $1 in
     --dry-run) dry_run=yes && shift && continue ;;
@@ -44,7 +44,7 @@ while [ $# -gt 0 ]; do
     --namespace) namespace=$2 ;;
     --image) image=$2 ;;
     --overlay) overlay=$2 ;;
-    --new-cidr) new_cidr=$2 ;;
+    --new-cidr) new_cidr=$2 has_new_cidr=yes ;;
     --api-server) api_servers+=("$2") ;;
     --dns-cidr) dns_cidr=$2 ;;
     --ingress-namespace) ingress=$2 ;;
@@ -59,7 +59,7 @@ kube() { kubectl --namespace "$namespace" "$@"; }
 for name in "$namespace" "$ingress" "$monitoring"; do
     [[ $name =~ ^[a-z0-9]([-a-z0-9]*[a-z0-9])?$ ]] || refuse "$name is no namespace"
 done
-for value in "${new_cidr:-203.0.113.0/24}" "$dns_cidr" ${api_servers[@]+"${api_servers[@]}"} ${trusted:+"$trusted"}; do
+for value in "$new_cidr" "$dns_cidr" ${api_servers[@]+"${api_servers[@]}"} ${trusted:+"$trusted"}; do
     is_cidr "$value" || refuse "$value is no CIDR"
 done
 [[ $image =~ ^[A-Za-z0-9][A-Za-z0-9._:/@-]*$ ]] || refuse "$image is no image"
@@ -93,8 +93,7 @@ for cidr in ${api_servers[@]+"${api_servers[@]}"}; do
 done
 
 # What stays as in the example is said: it shows only when the first request gets no connection.
-if [ -z "$new_cidr" ]; then
-    new_cidr=203.0.113.0/24
+if [ -z "$has_new_cidr" ]; then
     warn "without --new-cidr the NetworkPolicy lets the proxy reach new at the example's $new_cidr only"
 fi
 if [ -n "$trusted" ] && [ -n "$has_config$config$overlay" ]; then
