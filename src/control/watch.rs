@@ -1,8 +1,9 @@
-//! Notices that files change: the configuration file and the files that it names. The directories are watched, because
-//! the swap of a ConfigMap and the rename of an editor never touch the file itself, and contents are compared at every
-//! poll, because a watch can be lost or never come about. What a change means is up to the caller.
+//! Notices that files change: the configuration file and the files that it names. A file is watched by itself, because a
+//! log that is written beside it would wake us with every line; a symbolic link by its directory, because the swap of a
+//! ConfigMap never touches the file. Contents are compared at every poll too: a watch can be lost or never come about.
+//! What a change means is up to the caller.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -37,8 +38,8 @@ pub struct Watch {
     woken: Arc<Notify>,
     settling: Option<Settling>,
     watcher: Option<RecommendedWatcher>,
-    /// The watched directories, each with its identity at that time.
-    folders: HashMap<PathBuf, Option<Identity>>,
+    /// The watched files and directories, each with its identity at that time.
+    watched: HashMap<PathBuf, Option<Identity>>,
     has_warned: bool,
 }
 
@@ -74,7 +75,7 @@ impl Watch {
             woken: Arc::default(),
             settling: None,
             watcher: None,
-            folders: HashMap::new(),
+            watched: HashMap::new(),
             has_warned: false,
         }
     }
@@ -89,7 +90,7 @@ impl Watch {
             (true, false) => self.start_watcher(),
             (false, true) => {
                 self.watcher = None;
-                self.folders.clear();
+                self.watched.clear();
             }
             (true, true) | (false, false) => {}
         }
@@ -169,30 +170,30 @@ impl Watch {
         self.renew_watches();
     }
 
-    /// Watches every directory that has a file of ours. One that was removed and made again is another one, and its old
-    /// watch is silent.
+    /// Watches what tells of changes of our files. One that was removed and made again is another one, and its old watch
+    /// is silent.
     fn renew_watches(&mut self) {
         let Some(mut watcher) = self.watcher.take() else { return };
-        let wanted: Vec<PathBuf> = self.files.keys().filter_map(|file| folder(file)).collect();
-        self.folders.retain(|folder, _| {
-            let stays = wanted.contains(folder);
+        let wanted: BTreeSet<PathBuf> = self.files.keys().filter_map(|file| teller(file)).collect();
+        self.watched.retain(|path, _| {
+            let stays = wanted.contains(path);
             if !stays {
-                let _ = watcher.unwatch(folder);
+                let _ = watcher.unwatch(path);
             }
             stays
         });
-        for folder in wanted {
-            let identity = fs::metadata(&folder).ok().map(|metadata| identity(&metadata));
-            if self.folders.get(&folder).is_some_and(|known| *known == identity && identity.is_some()) {
+        for path in wanted {
+            let identity = fs::metadata(&path).ok().map(|metadata| identity(&metadata));
+            if self.watched.get(&path).is_some_and(|known| *known == identity && identity.is_some()) {
                 continue;
             }
             // Fails when the watch is gone already.
-            let _ = watcher.unwatch(&folder);
-            let watched = watcher.watch(&folder, RecursiveMode::NonRecursive);
+            let _ = watcher.unwatch(&path);
+            let watched = watcher.watch(&path, RecursiveMode::NonRecursive);
             if let (Err(error), Some(_)) = (&watched, identity) {
                 self.warn(error);
             }
-            self.folders.insert(folder, identity.filter(|_| watched.is_ok()));
+            self.watched.insert(path, identity.filter(|_| watched.is_ok()));
         }
         self.watcher = Some(watcher);
     }
@@ -224,8 +225,12 @@ fn identity(metadata: &Metadata) -> Identity {
     (metadata.dev(), metadata.ino())
 }
 
-/// The directory that the file is named in, whatever a symbolic link says.
-fn folder(file: &Path) -> Option<PathBuf> {
+/// What has to be watched to hear of changes of this file: itself, or the directory that it is named in when it is a
+/// symbolic link, or not there.
+fn teller(file: &Path) -> Option<PathBuf> {
+    if fs::symlink_metadata(file).is_ok_and(|metadata| metadata.is_file()) {
+        return Some(file.to_owned());
+    }
     let folder = file.parent()?;
     Some(if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.to_owned() })
 }
@@ -307,6 +312,37 @@ mod tests {
             fs::write(&file, "made again").unwrap();
             assert_eq!(changed(&mut watch).await, [file.as_path()]);
         }
+    }
+
+    #[tokio::test]
+    async fn an_editor_that_keeps_the_file_under_another_name_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, backup) = (folder.path().join("migration.yaml"), folder.path().join("migration.yaml~"));
+        fs::write(&file, "a").unwrap();
+        let mut watch = by_events(&file);
+
+        for text in ["b", "c"] {
+            fs::rename(&file, &backup).unwrap();
+            fs::write(&file, text).unwrap();
+            assert_eq!(changed(&mut watch).await, [file.as_path()]);
+            fs::hard_link(&file, folder.path().join(text)).unwrap();
+            fs::write(folder.path().join("new"), "d").unwrap();
+            fs::rename(folder.path().join("new"), &file).unwrap();
+            assert_eq!(changed(&mut watch).await, [file.as_path()]);
+        }
+    }
+
+    #[tokio::test]
+    async fn only_links_and_files_that_are_missing_need_their_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link, missing] = ["file", "link", "missing"].map(|name| folder.path().join(name));
+        fs::write(&file, "a").unwrap();
+        symlink(&file, &link).unwrap();
+
+        assert_eq!(
+            [&file, &link, &missing].map(|path| teller(path)),
+            [&*file, folder.path(), folder.path()].map(|path| Some(path.to_owned()))
+        );
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ use super::timeouts::Timer;
 use crate::config::Cluster;
 use crate::telemetry::labels::Outcome;
 use crate::upstream::Settled;
-use crate::upstream::body::{Progress, clean_trailers};
+use crate::upstream::body::{Progress, clean_trailers, is_whole};
 use crate::upstream::breaker::Verdict;
 use crate::upstream::long_lived::{self, LONG};
 use crate::upstream::pool::Lease;
@@ -73,6 +73,8 @@ enum Lasting {
 pub enum BodyError {
     /// The upstream's connection ended or made no sense.
     Truncated(hyper::Error),
+    /// The upstream reset the stream before its end, and called that no error.
+    Left,
     /// The upstream sent nothing for `timeouts.idle`.
     Stalled,
     /// It has lasted long enough: the process drains, or an operator wants its cluster to be left.
@@ -83,6 +85,7 @@ impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Truncated(error) => write!(f, "the response ended early: {error}"),
+            Self::Left => f.write_str("the response ended early: its stream was reset with NO_ERROR"),
             Self::Stalled => f.write_str("the response stalled"),
             Self::SentHome => f.write_str("the response was sent home"),
         }
@@ -159,6 +162,9 @@ impl Passing {
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(self.cut(BodyError::Truncated(error))))),
             Poll::Ready(None) => {
+                if self.open.as_ref().is_some_and(|open| !is_whole(&self.body, open.lease.version())) {
+                    return Poll::Ready(Some(Err(self.cut(BodyError::Left))));
+                }
                 self.complete();
                 Poll::Ready(None)
             }
@@ -199,7 +205,7 @@ impl Passing {
                 exchange.busy().flow().break_off();
             }
             match error {
-                BodyError::Truncated(_) | BodyError::Stalled => settled.failed_after(),
+                BodyError::Truncated(_) | BodyError::Left | BodyError::Stalled => settled.failed_after(),
                 BodyError::SentHome => {}
             }
         }
@@ -211,7 +217,7 @@ impl Passing {
 fn note_cut(exchange: &Exchange, cluster: Cluster, error: &BodyError) {
     let Some(service) = exchange.service() else { return };
     let outcome = match error {
-        BodyError::Truncated(_) => Outcome::Reset,
+        BodyError::Truncated(_) | BodyError::Left => Outcome::Reset,
         BodyError::Stalled => Outcome::Timeout,
         BodyError::SentHome => Outcome::Aborted,
     };

@@ -92,6 +92,9 @@ pub struct Flow {
     ready: AtomicU32,
     /// Milliseconds from the start to the last frame that a body handed over.
     last_frame: AtomicU64,
+    /// Frames of answers that have left us, on HTTP/2.
+    answered: AtomicU32,
+    owes: AtomicBool,
     broken: AtomicBool,
     noisy: AtomicBool,
     unread: AtomicBool,
@@ -111,6 +114,8 @@ impl Default for Flow {
             last_end: AtomicU64::new(0),
             ready: AtomicU32::new(0),
             last_frame: AtomicU64::new(0),
+            answered: AtomicU32::new(0),
+            owes: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             noisy: AtomicBool::new(false),
             unread: AtomicBool::new(false),
@@ -164,6 +169,23 @@ impl Flow {
     pub fn is_stalled(&self, now: Instant, limit: Duration) -> bool {
         let last = self.start + Duration::from_millis(self.last_frame.load(Ordering::Relaxed));
         self.ready.load(Ordering::Relaxed) > 0 && now.saturating_duration_since(last) > limit
+    }
+
+    /// So many frames of answers have left an HTTP/2 connection, and it `owes` its client more.
+    pub fn note_answers(&self, frames: u32, owes: bool) {
+        self.answered.store(frames, Ordering::Relaxed);
+        self.owes.store(owes, Ordering::Relaxed);
+    }
+
+    /// See [`Flow::note_answers`]; the number begins anew when it is too large.
+    pub fn answered(&self) -> u32 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Answers on HTTP/2 that have begun have not left us to their end: a request is over when hyper has taken its last
+    /// frame, which may still wait for the client's window or for room in the socket.
+    pub fn owes(&self) -> bool {
+        self.owes.load(Ordering::Relaxed)
     }
 
     fn millis(&self, now: Instant) -> u64 {

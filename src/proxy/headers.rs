@@ -308,6 +308,8 @@ pub fn to_downstream(
     // Beside Transfer-Encoding a length is void (RFC 9112 section 6.3), and hyper would refuse to send both.
     if found.has(Found::CONTENT_LENGTH) && (has_no_body || found.has(Found::TRANSFER_ENCODING)) {
         headers.remove(CONTENT_LENGTH);
+    } else if found.has(Found::CONTENT_LENGTH) {
+        one_length(headers);
     }
     let dropped = match cluster {
         Cluster::Old => 0,
@@ -323,6 +325,27 @@ pub fn to_downstream(
     plan.response.apply(headers, &sender.variables(id, cluster));
     head.version = if client_version == Version::HTTP_2 { Version::HTTP_2 } else { Version::HTTP_11 };
     dropped
+}
+
+/// A length that is said several times is said once; one that makes no sense, as the answer to HEAD may have, is not passed
+/// on (RFC 9112 section 6.3).
+fn one_length(headers: &mut HeaderMap) {
+    let is_digits = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let mut fields = headers.get_all(CONTENT_LENGTH).iter();
+    if fields.next().is_some_and(|said| is_digits(said.as_bytes())) && fields.next().is_none() {
+        return;
+    }
+    let number = |text: &[u8]| -> Option<u64> {
+        let text = text.trim_ascii();
+        str::from_utf8(text).ok().filter(|_| is_digits(text))?.parse().ok()
+    };
+    let fields = headers.get_all(CONTENT_LENGTH).iter();
+    let mut numbers = fields.flat_map(|said| said.as_bytes().split(|byte| *byte == b',')).map(number);
+    let first = numbers.next().flatten();
+    match first.filter(|_| numbers.all(|number| number == first)) {
+        Some(length) => _ = headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
+        None => _ = headers.remove(CONTENT_LENGTH),
+    }
 }
 
 /// The value of Upgrade where it has a meaning for the client: the switch itself, and the demand for one.
@@ -804,6 +827,14 @@ mod tests {
         for (status, fields, expected) in [
             (200, [("content-length", "5")].as_slice(), Some("5")),
             (304, &[("content-length", "5")], Some("5")),
+            (200, &[("content-length", "5, 5")], Some("5")),
+            (200, &[("content-length", "5"), ("content-length", "5,\t05 ")], Some("5")),
+            (200, &[("content-length", "5, 6")], None),
+            (200, &[("content-length", "5"), ("content-length", "6")], None),
+            (200, &[("content-length", "+5")], None),
+            (200, &[("content-length", "5,")], None),
+            (200, &[("content-length", "")], None),
+            (200, &[("content-length", "99999999999999999999, 99999999999999999999")], None),
             (204, &[("content-length", "0")], None),
             (103, &[("content-length", "0")], None),
             (200, &[("content-length", "5"), ("transfer-encoding", "chunked")], None),
@@ -941,14 +972,18 @@ mod tests {
             let scene = Scene::new();
             let (mut head, ()) = http::Response::builder().status(status).body(()).unwrap().into_parts();
             head.headers = map_of(&fields);
-            let had_length = head.headers.contains_key("content-length");
+            let is_number = |said: &HeaderValue| !said.is_empty() && said.as_bytes().iter().all(u8::is_ascii_digit);
+            let lengths = |headers: &HeaderMap| Vec::from_iter(headers.get_all("content-length").iter().cloned());
+            let had_number = matches!(&lengths(&head.headers)[..], [said] if is_number(said));
             let was_chunked = head.headers.contains_key("transfer-encoding");
 
             to_downstream(&mut head, &scene.plan, Cluster::New, &scene.sender(), &scene.id, Version::HTTP_11);
 
             prop_assert!(!head.headers.contains_key("transfer-encoding"));
-            let keeps_length = had_length && !was_chunked && status >= 200 && status != 204;
-            prop_assert_eq!(head.headers.contains_key("content-length"), keeps_length);
+            let has_length = !was_chunked && status >= 200 && status != 204;
+            let lengths = lengths(&head.headers);
+            prop_assert!(lengths.iter().all(is_number) && lengths.len() <= usize::from(has_length), "{lengths:?}");
+            prop_assert!(!(had_number && has_length) || lengths.len() == 1);
         }
     }
 }

@@ -32,7 +32,7 @@ impl Host {
 
     /// As sent, port included.
     pub fn as_str(&self) -> &str {
-        self.value.to_str().expect("a host is visible ASCII")
+        std::str::from_utf8(self.value.as_bytes()).expect("a host is visible ASCII")
     }
 
     /// Lower case, without port and trailing dot; an IPv6 address stays in brackets.
@@ -51,9 +51,10 @@ impl Host {
     fn parse(value: HeaderValue) -> Result<Self, Malformed> {
         let (name, port) = split(value.as_bytes())?;
         let name_length = name.len();
+        // Without an early end, here and in `is_name`: names are short, and so the loop is one without branches.
         let lowered = name
             .iter()
-            .any(u8::is_ascii_uppercase)
+            .fold(false, |found, byte| found | byte.is_ascii_uppercase())
             .then(|| name.iter().map(|byte| char::from(byte.to_ascii_lowercase())).collect::<String>().into());
         Ok(Self { value, name_length, lowered, port })
     }
@@ -120,23 +121,32 @@ fn split(host: &[u8]) -> Result<(&[u8], Option<u16>), Malformed> {
         inside.parse::<Ipv6Addr>().map_err(|_| Malformed)?;
         return Ok((&host[..=end], port(&host[end + 1..])?));
     }
-    let end = host.iter().position(|byte| *byte == b':').unwrap_or(host.len());
+    // A port has five digits at most; a colon further ahead is no part of a name.
+    let tail = host.len().saturating_sub(":65535".len());
+    let end = host[tail..].iter().position(|byte| *byte == b':').map_or(host.len(), |colon| tail + colon);
     let name = host[..end].strip_suffix(b".").unwrap_or(&host[..end]);
     is_name(name).then_some((name, port(&host[end..])?)).ok_or(Malformed)
 }
 
-/// At most 253 bytes of letters, digits, `-`, `_`, `~`, in labels that are not empty.
-fn is_name(name: &[u8]) -> bool {
-    let mut label_is_empty = true;
-    for byte in name {
-        match byte {
-            b'.' if label_is_empty => return false,
-            b'.' => label_is_empty = true,
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => label_is_empty = false,
-            _ => return false,
-        }
+/// The bytes of a name: letters, digits, `-`, `_`, `~`, and the dots between its labels.
+const IN_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'-' | b'_' | b'~' | b'.');
+        byte += 1;
     }
-    !label_is_empty && name.len() <= 253
+    table
+};
+
+/// At most 253 bytes, in labels that are not empty.
+fn is_name(name: &[u8]) -> bool {
+    let (mut is_valid, mut previous) = (true, b'.');
+    for byte in name {
+        is_valid &= IN_NAME[usize::from(*byte)] & ((*byte != b'.') | (previous != b'.'));
+        previous = *byte;
+    }
+    is_valid && previous != b'.' && name.len() <= 253
 }
 
 /// The number behind the colon; none when there is no colon, or nothing behind it (RFC 3986 section 3.2.3).

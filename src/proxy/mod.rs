@@ -47,6 +47,7 @@ use crate::routing::client_address::{self, Suspicion};
 use crate::routing::decide::{Decision, Facts, Untraced};
 use crate::routing::live::Live;
 use crate::routing::service::{Edge, Service};
+use crate::routing::table;
 use crate::shutdown::Drain;
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::{FallbackCause, Reason, RejectCause};
@@ -102,7 +103,8 @@ impl Proxy {
 
     /// The service of a TLS server name, where its connections are relayed as they are.
     pub fn passed_through(&self, server_name: &str) -> Option<Arc<Service>> {
-        self.live.service(server_name).ok().filter(|service| service.passes_through())
+        let name = table::normalise(server_name)?;
+        self.live.service(&name).ok().filter(|service| service.passes_through())
     }
 
     /// A connection ends because of its PROXY header: it cannot be read, or it comes from a peer that is not trusted.
@@ -309,8 +311,8 @@ impl Found {
         let service = &self.service;
         let (mut head, body) = request.into_parts();
         let gate = interim.gate().cloned();
-        let (body, upload) =
-            OutBody::new(body, service.edge.limits.request_body, service.edge.timeouts.body_idle, gate);
+        let (limit, idle) = (service.edge.limits.request_body, service.edge.timeouts.body_idle);
+        let (body, upload) = OutBody::new(body, head.version, limit, idle, gate);
         if let Some(upload) = &upload {
             exchange.uploads(upload.clone());
         }

@@ -37,10 +37,11 @@ impl Live {
         Arc::new(Self { current: ArcSwap::from_pointee(snapshot), departed: Mutex::default() })
     }
 
-    /// The service of a host (lower case, without port), or what answers a host that nobody claims.
+    /// The service of a host (lower case, without port and trailing dot), or what answers a host that nobody claims.
     pub fn service(&self, host: &str) -> Result<Arc<Service>, Arc<Edge>> {
         let snapshot = self.current.load();
-        snapshot.table.find(host).cloned().ok_or_else(|| snapshot.edge.clone())
+        let name = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        snapshot.table.find_name(name).cloned().ok_or_else(|| snapshot.edge.clone())
     }
 
     /// What holds for every request.

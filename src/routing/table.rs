@@ -36,8 +36,12 @@ impl<T> Table<T> {
 
     /// The value of the host that a client sent, if there is one.
     pub fn find(&self, host: &str) -> Option<&T> {
-        let name = normalise(host)?;
-        if let Some(value) = self.exact.get(&*name) {
+        self.find_name(&normalise(host)?)
+    }
+
+    /// The value of a host that is in its normal form already ([`normalise`]).
+    pub fn find_name(&self, name: &str) -> Option<&T> {
+        if let Some(value) = self.exact.get(name) {
             return Some(value);
         }
         let (label, suffix) = name.split_once('.')?;

@@ -376,9 +376,10 @@ struct Patience {
     flow: Arc<Flow>,
     limits: ListenTimeouts,
     timer: Pin<Box<tokio::time::Sleep>>,
-    /// The last look that saw a request under way or ended since the look before.
+    /// The last look that saw a request under way, or one that ended or a frame of an answer written since the look before.
     active: Instant,
     served: u32,
+    answered: u32,
     /// The connection is on its way out since then.
     ending: Option<Instant>,
     farewell: Duration,
@@ -397,7 +398,8 @@ enum Lost {
 impl Patience {
     fn new(flow: Arc<Flow>, limits: ListenTimeouts) -> Self {
         let timer = Box::pin(tokio::time::sleep(LOOK));
-        Self { flow, limits, timer, active: Instant::now(), served: 0, ending: None, farewell: FAREWELL }
+        let active = Instant::now();
+        Self { flow, limits, timer, active, served: 0, answered: 0, ending: None, farewell: FAREWELL }
     }
 
     /// The connection was told to end, and the client has this long for its part once nothing is under way.
@@ -420,15 +422,20 @@ impl Patience {
     }
 
     fn look(&mut self, now: Instant) -> Option<Lost> {
-        let served = self.flow.served();
-        if self.flow.busy() > 0 {
+        let (served, answered) = (self.flow.served(), self.flow.answered());
+        let has_served = served != std::mem::replace(&mut self.served, served);
+        let has_answered = answered != std::mem::replace(&mut self.answered, answered);
+        let is_busy = self.flow.busy() > 0;
+        if is_busy || has_served || has_answered {
             self.active = now;
+        }
+        if is_busy {
             return self.flow.is_stalled(now, self.limits.write_idle).then_some(Lost::Stalled);
         }
-        if served != std::mem::replace(&mut self.served, served) {
-            self.active = now;
-        }
         let quiet = now - self.active;
+        if self.flow.owes() {
+            return (quiet > self.limits.write_idle).then_some(Lost::Stalled);
+        }
         match self.ending {
             Some(since) => (now - since >= self.farewell && quiet >= self.farewell).then_some(Lost::Silent),
             None if served == 0 => (quiet > self.limits.header).then_some(Lost::Silent),

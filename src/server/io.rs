@@ -91,6 +91,12 @@ impl Http2 {
         Self { noise: Noise::new(Instant::now()), resets: Resets::default(), telemetry }
     }
 
+    /// True when the client sends too many frames that carry nothing.
+    fn heard(&mut self, bytes: &[u8]) -> bool {
+        let resets = &mut self.resets;
+        self.noise.heard(bytes, Instant::now(), |stream| resets.left(stream))
+    }
+
     fn wrote(&mut self, bytes: &[u8]) {
         let process = &self.telemetry.process;
         self.resets.wrote(bytes, |cause| process.rejected(cause));
@@ -146,13 +152,21 @@ impl Guarded {
         let mut read = ReadBuf::uninit(&mut scratch[..room]);
         ready!(Pin::new(self.io.inner_mut()).poll_read(cx, &mut read))?;
         let bytes = read.filled();
-        if self.http2.as_mut().is_some_and(|http2| http2.noise.heard(bytes, Instant::now())) {
+        if self.http2.as_mut().is_some_and(|http2| http2.heard(bytes)) {
             // hyper keeps no more of this error than its text, so the flow says what it is.
             self.flow.note_noise();
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too many frames that carry nothing")));
         }
         buffer.put_slice(bytes);
+        self.note_answers();
         Poll::Ready(Ok(()))
+    }
+
+    /// Tells the connection's task what has been written of its answers, and whether more will be.
+    fn note_answers(&self) {
+        if let Some(http2) = &self.http2 {
+            self.flow.note_answers(http2.resets.answered(), http2.resets.owes() || self.write_since.is_some());
+        }
     }
 
     /// Bytes have come. Between requests they are the beginning of a head.
@@ -312,9 +326,11 @@ impl Guarded {
     fn wrote<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.write_since = None;
+            self.note_answers();
             return written;
         }
         self.write_since.get_or_insert_with(Instant::now);
+        self.note_answers();
         self.poll_write_limit(cx)
     }
 }

@@ -33,11 +33,16 @@ impl Noise {
         Self { frames: Frames::after(PREFACE), empty: 0, since: now }
     }
 
-    /// These bytes came next. True when it is too much.
-    pub fn heard(&mut self, bytes: &[u8], now: Instant) -> bool {
+    /// These bytes came next; `left` is told each stream that the client resets. True when it is too much noise.
+    pub fn heard(&mut self, bytes: &[u8], now: Instant, mut left: impl FnMut(u32)) -> bool {
         let before = self.empty;
         let empty = &mut self.empty;
-        self.frames.follow(bytes, |frame| *empty += u32::from(is_noise(frame)));
+        self.frames.follow(bytes, |frame| {
+            *empty += u32::from(is_noise(frame));
+            if frame.kind() == RST_STREAM {
+                left(frame.stream());
+            }
+        });
         // Without noise the clock need not be asked.
         self.empty != before && self.is_too_much(now)
     }
@@ -85,8 +90,11 @@ mod tests {
         ] {
             let now = Instant::now();
             let mut noise = Noise::new(now);
-            noise.heard(&[&[b'x'; PREFACE][..], &frame(kind, flags, 1, &vec![0xff; length])].concat(), now);
+            let mut left = Vec::new();
+            let bytes = [&[b'x'; PREFACE][..], &frame(kind, flags, 1, &vec![0xff; length])].concat();
+            noise.heard(&bytes, now, |stream| left.push(stream));
             assert_eq!(noise.empty, expected, "{kind} {flags} {length}");
+            assert_eq!(left.len(), usize::from(kind == RST_STREAM));
         }
     }
 
@@ -95,11 +103,12 @@ mod tests {
         let start = Instant::now();
         let mut noise = Noise::new(start);
         let ping = frame(6, 0, 0, &[0; 8]);
-        assert!(!noise.heard(&[b'x'; PREFACE], start));
+        let mut heard = |bytes: &[u8], now| noise.heard(bytes, now, |_| ());
+        assert!(!heard(&[b'x'; PREFACE], start));
 
-        let first = (0..MOST).any(|_| noise.heard(&ping, start));
-        let later = noise.heard(&ping, start + WINDOW);
-        let flood = (0..=MOST).any(|_| noise.heard(&ping, start + WINDOW));
+        let first = (0..MOST).any(|_| heard(&ping, start));
+        let later = heard(&ping, start + WINDOW);
+        let flood = (0..=MOST).any(|_| heard(&ping, start + WINDOW));
 
         assert_eq!((first, later, flood), (false, false, true));
     }

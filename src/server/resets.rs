@@ -1,5 +1,6 @@
 //! HTTP/2 streams that the HTTP library refuses by itself, because they are malformed or their head is far too large: no
-//! request of them reaches us, but the frames do that it writes. They are counted by these.
+//! request of them reaches us, but the frames do that it writes. They are counted by these, and so are the answers that it
+//! has taken and not written to their end.
 
 use super::frames::{DATA, Frame, Frames, HEADERS, RST_STREAM};
 use crate::telemetry::labels::RejectCause;
@@ -10,8 +11,11 @@ const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
 const FLOW_CONTROL_ERROR: [u8; 4] = [0, 0, 0, 3];
 const FRAME_SIZE_ERROR: [u8; 4] = [0, 0, 0, 6];
 
-/// More streams than that are not kept in mind. Those whose client leaves them stay until they are the oldest.
+/// More streams than that are not kept in mind; the oldest are forgotten first.
 const MOST_OPEN: usize = 256;
+
+/// Streams kept in mind that their client left.
+const MOST_LEFT: usize = 8;
 
 /// Follows what we write on one connection.
 #[derive(Debug, Default)]
@@ -26,6 +30,12 @@ struct Seen {
     open: Vec<u32>,
     /// The stream of the last head that was too large: it may be reset too.
     too_large: u32,
+    /// Streams that their client left last: frames of them that waited for room in the socket may still come.
+    left: [u32; MOST_LEFT],
+    /// How many these have been.
+    leaves: usize,
+    /// HEADERS and DATA.
+    answered: u32,
 }
 
 impl Resets {
@@ -38,15 +48,31 @@ impl Resets {
             }
         });
     }
+
+    /// The client has reset this stream: nothing more of it is written.
+    pub fn left(&mut self, stream: u32) {
+        self.seen.leave(stream);
+    }
+
+    /// Whether an answer has begun and not ended.
+    pub fn owes(&self) -> bool {
+        !self.seen.open.is_empty()
+    }
+
+    /// Frames of answers so far; begins anew when there are too many.
+    pub fn answered(&self) -> u32 {
+        self.seen.answered
+    }
 }
 
 impl Seen {
     fn see(&mut self, frame: &Frame) -> Option<RejectCause> {
         let stream = frame.stream();
+        self.answered = self.answered.wrapping_add(u32::from(matches!(frame.kind(), HEADERS | DATA)));
         match frame.kind() {
             HEADERS if !frame.ends_stream() => self.begin(stream),
             // A head that is too large is answered with 431 and not a field more; our own answers have a date.
-            HEADERS if !self.end(stream) && is_only_status(frame) => {
+            HEADERS if !self.end(stream) && is_only_status(frame) && !self.left.contains(&stream) => {
                 self.too_large = stream;
                 return Some(RejectCause::Header);
             }
@@ -61,10 +87,19 @@ impl Seen {
     }
 
     fn begin(&mut self, stream: u32) {
+        if self.open.contains(&stream) || self.left.contains(&stream) {
+            return;
+        }
         if self.open.len() == MOST_OPEN {
             self.open.remove(0);
         }
         self.open.push(stream);
+    }
+
+    fn leave(&mut self, stream: u32) {
+        self.end(stream);
+        self.left[self.leaves % MOST_LEFT] = stream;
+        self.leaves += 1;
     }
 
     /// Whether its answer had begun.
@@ -124,6 +159,33 @@ mod tests {
             let (mut resets, mut seen) = (Resets::default(), Vec::new());
             resets.wrote(&sent.concat(), |cause| seen.push(cause));
             assert_eq!(seen, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_owed_until_its_last_frame_or_its_client_s_or_our_reset() {
+        let head = |stream| frame(HEADERS, 4, stream, &[0x88]);
+        let data = |stream, flags| frame(DATA, flags, stream, &[1; 9]);
+        for (name, sent, left, after, (owes, answered)) in [
+            ("no body", frame(HEADERS, 4 | END_STREAM, 1, &[0x88, 0xbe]), 0, vec![], (false, 1)),
+            ("a head", head(1), 0, vec![], (true, 1)),
+            ("some of it", [head(1), data(1, 0)].concat(), 0, vec![], (true, 2)),
+            ("all of it", [head(1), data(1, 0), data(1, END_STREAM)].concat(), 0, vec![], (false, 3)),
+            ("trailers", [head(1), frame(HEADERS, 4 | END_STREAM, 1, &[0xbe])].concat(), 0, vec![], (false, 2)),
+            ("after a hint", [head(1), head(1), data(1, END_STREAM)].concat(), 0, vec![], (false, 3)),
+            ("no answer", [frame(6, 1, 0, &[0; 8]), frame(4, 1, 0, &[])].concat(), 0, vec![], (false, 0)),
+            ("we reset it", [head(1), frame(RST_STREAM, 0, 1, &[0, 0, 0, 2])].concat(), 0, vec![], (false, 1)),
+            ("its client leaves it", head(1), 1, vec![], (false, 1)),
+            ("the client leaves another", head(1), 3, vec![], (true, 1)),
+            ("its client left before it began", vec![], 1, head(1), (false, 1)),
+            ("its client left before it ended", head(1), 1, frame(HEADERS, 4 | END_STREAM, 1, &[0xbe]), (false, 2)),
+        ] {
+            let mut resets = Resets::default();
+            let mut refused = |cause| panic!("{name}: {cause:?}");
+            resets.wrote(&sent, &mut refused);
+            resets.left(left);
+            resets.wrote(&after, &mut refused);
+            assert_eq!((resets.owes(), resets.answered()), (owes, answered), "{name}");
         }
     }
 

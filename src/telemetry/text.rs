@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -46,16 +46,27 @@ fn digit(number: u32) -> u8 {
 pub fn push_ip(out: &mut Vec<u8>, address: IpAddr) {
     match address.to_canonical() {
         IpAddr::V4(address) => {
-            for (index, octet) in address.octets().into_iter().enumerate() {
-                if index > 0 {
-                    out.push(b'.');
-                }
-                push_number(out, u64::from(octet));
-            }
+            let (text, length) = ipv4(address);
+            out.extend_from_slice(&text[..length]);
         }
         // Writing to a vector cannot fail.
         IpAddr::V6(address) => drop(write!(out, "{address}")),
     }
+}
+
+/// The text of an address, and its length. Every line has two of them.
+fn ipv4(address: Ipv4Addr) -> ([u8; 15], usize) {
+    let (mut text, mut length) = ([b'.'; 15], 0);
+    for octet in address.octets() {
+        let digits = [octet / 100, octet / 10 % 10, octet % 10];
+        let leading = usize::from(octet < 100) + usize::from(octet < 10);
+        for digit in &digits[leading..] {
+            text[length] = b'0' + digit;
+            length += 1;
+        }
+        length += 1;
+    }
+    (text, length - 1)
 }
 
 /// Writes an address and a port.

@@ -11,7 +11,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::body::OutBody;
+use super::body::{OutBody, is_whole};
 use super::connect::{ConnectError, Connected, Wanted};
 use super::pool::{Pool, RESPONSE_FIELDS};
 use crate::net::stream::Stream;
@@ -118,7 +118,7 @@ async fn read(response: Response<Incoming>, most: usize, deadline: Instant) -> R
                 return false;
             }
         }
-        true
+        is_whole(&body, head.version)
     };
     // A little before the end, so that a slow body does not take the status with it.
     let slack = deadline.saturating_duration_since(Instant::now()) / 10;

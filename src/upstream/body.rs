@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::Notify;
@@ -31,6 +31,8 @@ pub enum OutBody {
 pub struct Upload {
     /// Gone only while it is dropped.
     body: Option<Incoming>,
+    /// What the client speaks.
+    version: Version,
     /// What an earlier try had sent, to be sent before the rest.
     again: Bytes,
     /// What this try has sent, while it may have to be sent again.
@@ -93,6 +95,7 @@ pub struct Progress {
 #[derive(Debug)]
 struct Kept {
     body: Option<Incoming>,
+    version: Version,
     again: Bytes,
     limit: Option<u64>,
     idle: Duration,
@@ -152,11 +155,18 @@ impl fmt::Display for UploadFault {
 
 impl std::error::Error for UploadFault {}
 
+/// Whether a body that gives nothing more has come to its end. hyper calls it an end, too, when an HTTP/2 stream is reset
+/// with NO_ERROR, wherever that happens; only the stream knows.
+pub fn is_whole(body: &Incoming, version: Version) -> bool {
+    version != Version::HTTP_2 || body.is_end_stream()
+}
+
 impl OutBody {
-    /// The body of a request, and where its progress can be seen; `None` when there is no body.
+    /// The body of a request that came in this `version`, and where its progress can be seen; `None` when there is no body.
     /// A `gate` holds the body back until it is opened.
     pub fn new(
         body: Incoming,
+        version: Version,
         limit: Option<u64>,
         idle: Duration,
         gate: Option<Arc<Gate>>,
@@ -175,7 +185,7 @@ impl OutBody {
             has_kept: Notify::new(),
         });
         let (body, again, sent) = (Some(body), Bytes::new(), BytesMut::new());
-        let upload = Upload { body, again, sent, progress: progress.clone(), limit, idle, timer: None, gate };
+        let upload = Upload { body, version, again, sent, progress: progress.clone(), limit, idle, timer: None, gate };
         (Self::Upload(Box::new(upload)), Some(progress))
     }
 
@@ -216,9 +226,10 @@ impl Progress {
             let _ = tokio::time::timeout(LETTING_GO, self.has_kept.notified()).await;
             found = kept();
         }
-        let Kept { body, again, limit, idle } = found?;
+        let Kept { body, version, again, limit, idle } = found?;
         let (progress, sent) = (self.clone(), BytesMut::new());
-        Some(OutBody::Upload(Box::new(Upload { body, again, sent, progress, limit, idle, timer: None, gate: None })))
+        let upload = Upload { body, version, again, sent, progress, limit, idle, timer: None, gate: None };
+        Some(OutBody::Upload(Box::new(upload)))
     }
 
     /// When the last byte came.
@@ -255,17 +266,18 @@ impl Upload {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let frame = Pin::new(body).poll_frame(cx);
+        let frame = Pin::new(&mut *body).poll_frame(cx);
         self.progress.awaited.store(frame.is_pending(), Ordering::Relaxed);
         let Poll::Ready(frame) = frame else {
             ready!(self.poll_stalled(cx));
             return Poll::Ready(Some(Err(self.fail(UploadFault::Stalled))));
         };
         Poll::Ready(match frame {
-            None => {
+            None if is_whole(body, self.version) => {
                 self.progress.end(COMPLETE);
                 None
             }
+            None => Some(Err(self.fail(UploadFault::Left))),
             Some(Err(error)) => Some(Err(self.fail(UploadFault::of(&error)))),
             Some(Ok(frame)) => Some(self.accept(frame)),
         })
@@ -362,7 +374,8 @@ impl Drop for Upload {
         }
         self.sent.extend_from_slice(&self.again);
         let again = std::mem::take(&mut self.sent).freeze();
-        let kept = Kept { body: self.body.take(), again, limit: self.limit, idle: self.idle };
+        let (body, version) = (self.body.take(), self.version);
+        let kept = Kept { body, version, again, limit: self.limit, idle: self.idle };
         *self.progress.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
         self.progress.has_kept.notify_one();
     }

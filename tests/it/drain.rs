@@ -323,6 +323,49 @@ fn http2_says_goodbye_in_two_steps_and_takes_what_was_on_its_way() {
     assert_eq!(server.exit_code(), Some(0));
 }
 
+/// hyper has taken the whole answer, and the client takes its time.
+#[test]
+fn an_answer_that_waits_for_its_client_s_window_is_no_quiet_connection() {
+    const LENGTH: usize = 16_000;
+    const WINDOW: usize = 1_000;
+    let clusters = Clusters::new();
+    clusters.new.on("/slow", Answer::side().body("x".repeat(LENGTH)));
+    for drains in [true, false] {
+        let setup =
+            Setup::new([all_on_new(&clusters)]).drain("delay: 0s, grace: 1h").listen("timeouts: {keepalive: 1s}");
+        let mut server = Server::start(&setup);
+        let mut client = Frames::open(server.client());
+        client.send(frames::SETTINGS, 0, 0, &[0, 4, 0, 0, (WINDOW >> 8) as u8, WINDOW as u8]);
+        let fields = [(":method", "GET"), (":scheme", "http"), (":authority", HOST), (":path", "/slow")];
+        let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        client.send(frames::HEADERS, frames::END_HEADERS | frames::END_STREAM, 1, &frames::block(&fields));
+        let mut taken = client.next_of(frames::DATA).payload.len();
+
+        if drains {
+            server.signal("TERM");
+            client.next_of(frames::GOAWAY);
+            let ping = client.next_of(frames::PING).payload;
+            client.send(frames::PING, frames::ACK, 0, &ping);
+            client.next_of(frames::GOAWAY);
+        }
+        assert!(client.is_quiet_for(Duration::from_secs(4)), "it waits, drains: {drains}");
+        client.send(frames::WINDOW_UPDATE, 0, 1, &(LENGTH as u32).to_be_bytes());
+        let mut is_over = false;
+        while !is_over {
+            let frame = client.next_of(frames::DATA);
+            taken += frame.payload.len();
+            is_over = frame.flags & frames::END_STREAM != 0;
+        }
+
+        assert_eq!(taken, LENGTH);
+        if drains {
+            assert_eq!(server.exit_code(), Some(0));
+        } else {
+            client.next_of(frames::GOAWAY);
+        }
+    }
+}
+
 /// An upload of this length, whatever becomes of it, and its answer.
 #[track_caller]
 fn upload(mut client: Client, target: &str, length: usize, in_chunks: bool) -> (u16, Vec<u8>) {

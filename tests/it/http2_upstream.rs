@@ -1,9 +1,13 @@
 //! HTTP/2 towards a cluster that refuses, resets and says goodbye: what it did not process is sent again, whatever it is;
-//! what it may have processed is not.
+//! what it may have processed is not; and what it cut off is not passed on as whole.
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Request;
+
 use crate::support::app::Proxy;
+use crate::support::client::Http2;
 use crate::support::frame_origin::{Arrival, FrameOrigin, Move};
 use crate::support::setup::{Clusters, Setup};
 use crate::support::{PATIENCE, eventually};
@@ -13,6 +17,7 @@ const HOST: &str = "a.old.test";
 const NO_ERROR: u32 = 0;
 const INTERNAL_ERROR: u32 = 2;
 const REFUSED_STREAM: u32 = 7;
+const CANCEL: u32 = 8;
 /// Every stream so far.
 const ALL: u32 = 0x7fff_ffff;
 
@@ -121,5 +126,50 @@ fn a_connection_that_ends_is_followed_by_another() {
 
     for _ in 0..20 {
         assert_eq!(ask(&proxy, "GET", b""), 200);
+    }
+}
+
+/// NO_ERROR says only that the request's rest is not wanted, and only behind a whole response (RFC 9113, 8.1).
+#[test]
+fn a_response_whose_stream_is_reset_before_its_end_is_never_passed_on_as_whole() {
+    let clusters = Clusters::new();
+    for code in [NO_ERROR, INTERNAL_ERROR, CANCEL] {
+        for body in [vec![], vec![Move::Data(b"half of it")], vec![Move::Data(b"half"), Move::Data(b" of it")]] {
+            let script = [vec![Move::Head(200)], body, vec![Move::Reset(code)]].concat();
+            let what = format!("{script:?}");
+            let origin = FrameOrigin::start(None, move |_| script.clone());
+            let proxy = proxy(&clusters, &origin);
+            let http2 = Http2::plain(proxy.addresses.http);
+
+            for _ in 0..5 {
+                let one = proxy.client().exchange("GET", HOST, "/", &[], b"");
+                assert!(!matches!(&one, Ok(response) if response.status == 200), "{what}: {one:?}");
+                let two = http2.exchange(Request::get(format!("http://{HOST}/")).body(Bytes::new()).unwrap());
+                assert!(!matches!(&two, Ok(response) if response.status == 200), "{what}: {two:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_whole_response_stays_whole_although_its_stream_is_reset() {
+    let clusters = Clusters::new();
+    for (end, trailers) in [(vec![Move::Last(b"whole")], 0), (vec![Move::Data(b"whole"), Move::Trailers], 1)] {
+        for status in [200, 413] {
+            let script = [vec![Move::Head(status)], end.clone(), vec![Move::Reset(NO_ERROR)]].concat();
+            let what = format!("{script:?}");
+            let origin = FrameOrigin::start(None, move |_| script.clone());
+            let proxy = proxy(&clusters, &origin);
+            let http2 = Http2::plain(proxy.addresses.http);
+
+            for (method, body) in REQUESTS {
+                let one = proxy.client().exchange(method, HOST, "/", &[("TE", "trailers")], body).unwrap();
+                assert_eq!((one.status, one.text().as_str()), (status, "whole"), "{what}: {method}");
+                let request = Request::builder().method(method).uri(format!("http://{HOST}/"));
+                let two = http2.exchange(request.body(Bytes::from_static(body)).unwrap()).unwrap();
+                let found = (two.status, two.text(), two.trailers.len());
+                assert_eq!(found, (status, "whole".to_owned(), trailers), "{what}: {method}");
+            }
+        }
     }
 }

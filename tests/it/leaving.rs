@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use crate::support::app::Proxy;
 use crate::support::certs::Authority;
+use crate::support::client::frames::{DATA, END_HEADERS, Frames, HEADERS, RST_STREAM, block};
 use crate::support::client::{Client, Http2};
 use crate::support::dns::{Dns, Reply, at};
+use crate::support::frame_origin::{Ending, FrameOrigin};
 use crate::support::origin::{Answer, Blackhole, End, Gate, OnAccept, Origin};
 use crate::support::setup::{Clusters, Service, Setup};
 use crate::support::{PATIENCE, eventually, eventually_some};
@@ -179,6 +181,45 @@ fn in_the_middle_of_its_own_body() {
     assert!(clusters.new.recorded().iter().all(|request| !request.complete), "new saw no whole request");
     assert_eq!(clusters.old.requests(), 0, "and nobody else was asked");
     assert_serves(&proxy, "new", "hundred");
+}
+
+/// Whatever the reset is called, and although its body has no length that would tell.
+#[test]
+fn in_the_middle_of_its_own_body_over_http2() {
+    const TWO: &str = "two.old.test";
+    let clusters = Clusters::new();
+    let two = FrameOrigin::start(None, |_| vec![]);
+    let other = clusters.service("two").old_backend(two.address()).with("old: {protocol: h2c}");
+    let proxy = Proxy::start(&Setup::new([all_on_new(&clusters).with(STRICT), other]));
+    let mut sent = 0;
+
+    for code in [0_u32, 2, 5, 8] {
+        for host in [HOST, TWO] {
+            for with_data in [false, true] {
+                for _ in 0..TIMES {
+                    let mut client = Frames::open(proxy.client());
+                    let fields = [(":method", "POST"), (":scheme", "http"), (":authority", host), (":path", "/left")];
+                    let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+                    client.send(HEADERS, END_HEADERS, 1, &block(&fields));
+                    client.send(DATA, 0, 1, b"some");
+                    sent += 1;
+                    let arrived = || clusters.new.requests() + two.requests() == sent;
+                    eventually(PATIENCE, "it arrives", arrived);
+                    let more = if with_data { Frames::bytes(DATA, 0, 1, b"more") } else { Vec::new() };
+                    let reset = Frames::bytes(RST_STREAM, 0, 1, &code.to_be_bytes());
+                    client.try_send(&[more, reset].concat()).unwrap();
+                    let has_ended =
+                        || clusters.new.open_connections() == 0 && two.endings().len() as u64 == two.requests();
+                    eventually(PATIENCE, "it is given up", has_ended);
+                }
+            }
+        }
+    }
+
+    let whole = clusters.new.recorded().iter().filter(|request| request.complete).count();
+    assert_eq!((clusters.new.requests(), whole), (sent / 2, 0), "new saw no whole request");
+    assert!(!two.endings().contains(&Ending::Whole), "{:?}", two.endings());
+    assert_eq!((clusters.old.requests(), proxy.breaker("a")), (0, "closed".to_owned()));
 }
 
 #[test]

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use crate::support::app::Proxy;
+use crate::support::client::frames::{
+    DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, block,
+};
 use crate::support::client::{Client, Failure, Response};
 use crate::support::origin::{Answer, Blackhole, End, Gate, OnAccept};
 use crate::support::reach::AccessLine;
@@ -248,6 +251,35 @@ fn a_client_that_takes_nothing() {
     assert_eq!(proxy.access_line("/limit").status(), 200);
     eventually(PATIENCE, "old is left", || clusters.old.open_connections() == 0);
     assert!(!matches!(client.response("GET"), Ok(response) if response.body.len() == 1 << 30));
+}
+
+/// What hyper has taken of an answer waits for the client's window, who talks but grants none.
+#[test]
+fn a_client_of_http2_that_takes_nothing_of_an_answer_that_is_over() {
+    let clusters = Clusters::new();
+    clusters.old.on("/limit", Answer::side().body("x".repeat(16_000)));
+    let setup = Setup::new([clusters.service("a")]).listen("timeouts: {keepalive: 200ms, write_idle: 3s}");
+    let proxy = Proxy::start(&setup);
+    let timeouts = ("rejected_total", &[("cause", "timeout")][..]);
+    let [mut patient, mut leaving] = [(); 2].map(|()| Frames::open(proxy.client()));
+    for client in [&mut patient, &mut leaving] {
+        client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 3, 0xe8]);
+        let fields = [(":method", "GET"), (":scheme", "http"), (":authority", HOST), (":path", "/limit")];
+        let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        client.send(HEADERS, END_HEADERS | END_STREAM, 1, &block(&fields));
+        assert_eq!(client.next_of(DATA).payload.len(), 1_000);
+    }
+
+    leaving.send(RST_STREAM, 0, 1, &[0, 0, 0, 8]);
+    leaving.next_of(GOAWAY);
+    assert_eq!(count(&proxy, timeouts), 0.0, "an idle connection is no slow one");
+    while patient.try_send(&Frames::bytes(PING, 0, 0, b"01234567")).is_ok() && patient.next().is_ok() {
+        // Not so often that it would be a flood.
+        patient.is_quiet_for(Duration::from_millis(50));
+    }
+
+    eventually(PATIENCE, "it is counted", || count(&proxy, timeouts) == 1.0);
+    eventually(PATIENCE, "both are let go", || count(&proxy, ("connections", &[("listener", "http")])) == 0.0);
 }
 
 #[test]

@@ -12,6 +12,7 @@
 mod addresses;
 mod bad_input;
 mod cli;
+mod compare;
 mod docs;
 mod doctor;
 mod drain;

@@ -2,10 +2,11 @@
 //! without a doubt in it, or nothing.
 
 use crate::support::app::Proxy;
-use crate::support::client::Client;
 use crate::support::client::frames::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, Outcome, block,
 };
+use crate::support::client::{Client, Http2};
+use crate::support::origin::{Answer, End};
 use crate::support::recorder::{Recorder, Understood};
 use crate::support::setup::{Clusters, Setup};
 use crate::support::{PATIENCE, eventually};
@@ -279,6 +280,28 @@ fn a_length_is_one_number() {
     cases.push(case("no end", post("Content-Length: 18446744073709551615", &hello), Right::Refused(431)));
 
     assert_right(&cases);
+}
+
+/// RFC 9112, 6.3: what an origin says several times reaches the client once.
+#[test]
+fn a_length_of_an_answer_is_one_number() {
+    let stage = Clusters::new();
+    let proxy = Proxy::start(&Setup::new([stage.service("a")]));
+    for lines in
+        ["Content-Length: 2, 2", "Content-Length: 2\r\nContent-Length: 2", "Content-Length: 2,2\r\nContent-Length: 02"]
+    {
+        stage.old.otherwise(Answer::raw(format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\nok"), End::Fin));
+
+        let one = proxy.get(HOST, "/");
+        let two = Http2::plain(proxy.addresses.http).get(&format!("http://{HOST}/"));
+
+        for response in [one, two] {
+            assert_eq!((response.text().as_str(), response.all("content-length")), ("ok", vec!["2"]), "{lines:?}");
+        }
+    }
+    stage.old.otherwise(Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\n", End::Fin));
+    let head = proxy.client().exchange("HEAD", HOST, "/", &[], b"").unwrap();
+    assert_eq!((head.status, head.all("content-length")), (200, vec![]));
 }
 
 /// RFC 9112, 7.1. The head may be on its way when the fault is seen, but never a whole request.

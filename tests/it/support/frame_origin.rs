@@ -6,7 +6,9 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use super::client::frames::{ACK, DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS};
+use super::client::frames::{
+    ACK, DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, block,
+};
 use super::listening::Listening;
 
 /// A request whose head has come.
@@ -23,12 +25,29 @@ pub struct Arrival {
 pub enum Move {
     /// 200 without a body.
     Answer,
+    /// This status, and a body to follow.
+    Head(u16),
+    /// Some of the body.
+    Data(&'static [u8]),
+    /// The rest of it.
+    Last(&'static [u8]),
+    /// The end of it, with a trailer.
+    Trailers,
     /// RST_STREAM with this code.
     Reset(u32),
     /// GOAWAY with this last stream and this code.
     GoAway(u32, u32),
     /// The end of the connection.
     Close,
+}
+
+/// How the client ended a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With its last frame.
+    Whole,
+    /// RST_STREAM with this code.
+    Reset(u32),
 }
 
 type Script = Arc<dyn Fn(Arrival) -> Vec<Move> + Send + Sync>;
@@ -43,6 +62,7 @@ struct Shared {
     most: Mutex<u32>,
     /// All DATA of each connection.
     data: Mutex<HashMap<u64, Vec<u8>>>,
+    endings: Mutex<Vec<Ending>>,
 }
 
 /// The origin.
@@ -61,6 +81,7 @@ impl FrameOrigin {
             connections: AtomicU64::new(0),
             most: Mutex::new(0),
             data: Mutex::default(),
+            endings: Mutex::default(),
         });
         let state = shared.clone();
         let listening = Listening::start(move |socket, connection| {
@@ -88,6 +109,11 @@ impl FrameOrigin {
     /// All DATA that came on a connection.
     pub fn data(&self, connection: u64) -> Vec<u8> {
         self.shared.data.lock().unwrap().get(&connection).cloned().unwrap_or_default()
+    }
+
+    /// How requests were ended, in the order in which they were.
+    pub fn endings(&self) -> Vec<Ending> {
+        self.shared.endings.lock().unwrap().clone()
     }
 
     /// The most streams that were open on one connection.
@@ -118,6 +144,12 @@ fn talk(socket: &mut TcpStream, shared: &Shared, connection: u64) -> io::Result<
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
         let payload = exactly(socket, length)?;
+        let ending = match head[3] {
+            HEADERS | DATA if head[4] & END_STREAM != 0 => Some(Ending::Whole),
+            RST_STREAM => Some(Ending::Reset(u32::from_be_bytes(payload[..4].try_into().unwrap()))),
+            _ => None,
+        };
+        shared.endings.lock().unwrap().extend(ending);
         match (head[3], head[4]) {
             (SETTINGS, 0) => socket.write_all(&Frames::bytes(SETTINGS, ACK, 0, b""))?,
             (PING, 0) => socket.write_all(&Frames::bytes(PING, ACK, 0, &payload))?,
@@ -129,7 +161,8 @@ fn talk(socket: &mut TcpStream, shared: &Shared, connection: u64) -> io::Result<
                 *most = open.max(*most);
                 drop(most);
                 for what in (shared.script)(arrival) {
-                    open -= u32::from(matches!(what, Move::Answer | Move::Reset(_)));
+                    let ends = matches!(what, Move::Answer | Move::Last(_) | Move::Trailers | Move::Reset(_));
+                    open = open.saturating_sub(u32::from(ends));
                     socket.write_all(&bytes(what, stream))?;
                     if matches!(what, Move::Close) {
                         return leave(socket);
@@ -151,6 +184,13 @@ fn leave(socket: &mut TcpStream) -> io::Result<()> {
 fn bytes(what: Move, stream: u32) -> Vec<u8> {
     match what {
         Move::Answer => Frames::bytes(HEADERS, END_HEADERS | END_STREAM, stream, &[0x88]),
+        Move::Head(status) => {
+            let block = [&[0x08, 3][..], status.to_string().as_bytes()].concat();
+            Frames::bytes(HEADERS, END_HEADERS, stream, &block)
+        }
+        Move::Data(bytes) => Frames::bytes(DATA, 0, stream, bytes),
+        Move::Last(bytes) => Frames::bytes(DATA, END_STREAM, stream, bytes),
+        Move::Trailers => Frames::bytes(HEADERS, END_HEADERS | END_STREAM, stream, &block(&[(b"x-sum", b"42")])),
         Move::Reset(code) => Frames::bytes(RST_STREAM, 0, stream, &code.to_be_bytes()),
         Move::GoAway(last, code) => Frames::bytes(GOAWAY, 0, 0, &[last.to_be_bytes(), code.to_be_bytes()].concat()),
         Move::Close => Vec::new(),

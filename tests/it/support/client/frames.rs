@@ -1,7 +1,9 @@
 //! HTTP/2 frame by frame: whatever a test wants to say, and what the peer makes of it.
 
 use std::io;
+use std::time::Duration;
 
+use super::super::PATIENCE;
 use super::{Client, Failure};
 
 /// DATA.
@@ -33,6 +35,8 @@ pub const END_HEADERS: u8 = 4;
 pub struct Frame {
     /// Its type.
     pub kind: u8,
+    /// Its flags.
+    pub flags: u8,
     /// Its stream; 0 is the connection.
     pub stream: u32,
     /// What it carries.
@@ -98,7 +102,15 @@ impl Frames {
         let head = self.wire.bytes(9)?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        Ok(Frame { kind: head[3], stream, payload: self.wire.bytes(length)? })
+        Ok(Frame { kind: head[3], flags: head[4], stream, payload: self.wire.bytes(length)? })
+    }
+
+    /// Whether the peer says nothing for so long, and does not leave.
+    pub fn is_quiet_for(&mut self, time: Duration) -> bool {
+        self.wire.patience(time);
+        let next = self.next();
+        self.wire.patience(PATIENCE);
+        matches!(next, Err(Failure::Timeout))
     }
 
     /// The next frame of this type; others on the way are passed over.
