@@ -150,7 +150,13 @@ impl Difference {
         match (self.kind, &self.from, &self.to) {
             (Kind::Percentage | Kind::Expired | Kind::Cleared, Some(Said::Share(from)), Some(Said::Share(to))) => {
                 let name = name?;
+                // What came later may have left it lower than it was then.
+                let is_below = reach.is_some_and(|reach| reach.at < *from);
                 match from.cmp(to) {
+                    std::cmp::Ordering::Less if is_below => {
+                        let step = reach.map_or(*from, |reach| reach.towards(*from));
+                        Some(format!("migration-proxy update {name} {step}"))
+                    }
                     std::cmp::Ordering::Less => Some(format!("migration-proxy rollback {name} --to {from}")),
                     std::cmp::Ordering::Equal => None,
                     std::cmp::Ordering::Greater => {
@@ -250,6 +256,11 @@ mod tests {
         {
             let reach = Reach { at: percent(at), max_step: percent(max_step) };
             assert_eq!(down.undo(Some(reach)), Some(format!("migration-proxy update a {expected}")), "{reach:?}");
+        }
+        let up = Difference::share(Kind::Percentage, "a", percent("50"), percent("75"));
+        for (at, expected) in [("75", "rollback a --to 50"), ("50", "rollback a --to 50"), ("0", "update a 25")] {
+            let reach = Reach { at: percent(at), max_step: percent("25") };
+            assert_eq!(up.undo(Some(reach)), Some(format!("migration-proxy {expected}")), "{reach:?}");
         }
     }
 
