@@ -7,7 +7,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
     cat <<'END'
 usage: k8s/deploy.sh [options]
-  --trusted-proxies CIDR  addresses of the old Ingress's pods; asked for when it is not given (kubectl get pods -n ingress-nginx -o wide)
+  --trusted-proxies CIDR  addresses of the old Ingress's pods (kubectl get pods -n ingress-nginx -o wide), asked for when it is not
+                          given; for the shipped example only: your own file has listen.trusted_proxies
   --config FILE           migration.yaml, or a ConfigMap with it; default: the one that the cluster has, else k8s/configmap.yaml
   --namespace NAME        default aibang-1111111111-bbdm
   --image IMAGE           default migration-proxy:0.1.0
@@ -15,7 +16,7 @@ usage: k8s/deploy.sh [options]
   --dry-run               show what would be applied and change nothing
   --help                  show this
 what the NetworkPolicy lets through:
-  --new-cidr CIDR         addresses of the new cluster's load balancer
+  --new-cidr CIDR         addresses of the new cluster's load balancer, default the example's 203.0.113.0/24, with a warning
   --api-server CIDR       the API server, may be given several times; default: the endpoints of the Service kubernetes
   --dns-cidr CIDR         the node-local DNS cache, default 169.254.20.10/32
   --ingress-namespace NAME     where the old Ingress controller runs, default ingress-nginx
@@ -24,9 +25,10 @@ END
 }
 
 refuse() { echo "deploy: $1" >&2 && exit 2; }
+warn() { echo "deploy: warning: $1" >&2; }
 
 namespace=aibang-1111111111-bbdm image=migration-proxy:0.1.0 trusted='' config='' overlay='' dry_run=''
-new_cidr=203.0.113.0/24 api_servers=() dns_cidr=169.254.20.10/32 ingress=ingress-nginx monitoring=monitoring
+new_cidr=203.0.113.0/24 has_new_cidr='' api_servers=() dns_cidr=169.254.20.10/32 ingress=ingress-nginx monitoring=monitoring
 while [ $# -gt 0 ]; do
     case $1 in
     --dry-run) dry_run=yes && shift && continue ;;
@@ -42,7 +44,7 @@ while [ $# -gt 0 ]; do
     --namespace) namespace=$2 ;;
     --image) image=$2 ;;
     --overlay) overlay=$2 ;;
-    --new-cidr) new_cidr=$2 ;;
+    --new-cidr) new_cidr=$2 has_new_cidr=yes ;;
     --api-server) api_servers+=("$2") ;;
     --dns-cidr) dns_cidr=$2 ;;
     --ingress-namespace) ingress=$2 ;;
@@ -89,6 +91,27 @@ for cidr in ${api_servers[@]+"${api_servers[@]}"}; do
     [ "$cidr" != "${api_servers[0]}" ] || { api_server=$cidr && continue; }
     api_server+=$'\\\n    - ipBlock:\\\n        cidr: '$cidr
 done
+
+# What stays as in the example is said: it shows only when the first request gets no connection.
+if [ -z "$has_new_cidr" ]; then
+    warn "without --new-cidr the NetworkPolicy lets the proxy reach new at the example's $new_cidr only"
+fi
+if [ -n "$trusted" ] && [ -n "$has_config$config$overlay" ]; then
+    warn "--trusted-proxies is not used: listen.trusted_proxies is in ${config:-the configuration that is there}"
+fi
+if [ -n "$config" ]; then
+    elsewhere=''
+    while read -r backend; do
+        case ${backend%\}} in
+        *".$namespace:8078" | *".$namespace.svc:8078" | *".$namespace.svc.cluster.local:8078") ;;
+        *) elsewhere+=" ${backend%\}}" ;;
+        esac
+    done < <(sed -n "s/^[^#]*old_backend:[^A-Za-z0-9\$]*\([^]\"', #]*\).*/\1/p" "$config" | sort -u)
+    if [ -n "$elsewhere" ]; then
+        warn "the NetworkPolicy lets the proxy reach old at port 8078 of namespace $namespace only, and $config names$elsewhere:"
+        echo '  change k8s/networkpolicy.yaml, or take migration-proxy generate k8s' >&2
+    fi
+fi
 
 # The shipped manifests with the values of this cluster in the place of the examples.
 manifests() {

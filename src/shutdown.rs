@@ -2,7 +2,7 @@
 //! lives longer than one call holds a [`Drain`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -53,7 +53,7 @@ impl Trigger {
 
     /// Connections and tunnels that are still open.
     pub fn open(&self) -> usize {
-        self.drain.open.len()
+        self.drain.open.len().saturating_sub(self.drain.state.attending.load(Ordering::Relaxed))
     }
 }
 
@@ -72,6 +72,21 @@ struct State {
     cut: AtomicBool,
     /// In milliseconds.
     last_word: AtomicU64,
+    /// Work that is held and is no connection.
+    attending: AtomicUsize,
+}
+
+/// Holds the end up without being anybody's connection, until it is dropped.
+#[derive(Debug)]
+pub struct Attendance {
+    state: Arc<State>,
+    _held: TaskTrackerToken,
+}
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.state.attending.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Drain {
@@ -99,6 +114,12 @@ impl Drain {
     pub fn hold(&self) -> TaskTrackerToken {
         self.open.token()
     }
+
+    /// The same for whoever only waits for connections.
+    pub fn attend(&self) -> Attendance {
+        self.state.attending.fetch_add(1, Ordering::Relaxed);
+        Attendance { state: self.state.clone(), _held: self.hold() }
+    }
 }
 
 #[cfg(test)]
@@ -113,6 +134,19 @@ mod tests {
         assert!(!trigger.drain(Duration::from_secs(1)).await);
         assert!(drain.has_started());
         drop(held);
+        assert!(trigger.drain(Duration::from_secs(1)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_connections_is_none_but_holds_the_end_up() {
+        let (trigger, drain) = channel();
+        let (attendance, held) = (drain.attend(), drain.hold());
+        assert_eq!(trigger.open(), 1);
+
+        drop(held);
+        assert_eq!(trigger.open(), 0);
+        assert!(!trigger.drain(Duration::from_secs(1)).await);
+        drop(attendance);
         assert!(trigger.drain(Duration::from_secs(1)).await);
     }
 

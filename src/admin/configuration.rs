@@ -1,7 +1,6 @@
 //! What is asked about whole configurations: `POST /api/v1/config/rollback` serves an earlier one, `POST /api/v1/check`
 //! tells what a file would change, `GET /api/v1/history` what changed before.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use http::request::Parts;
@@ -17,11 +16,11 @@ use super::recent::Wanted;
 use super::{AdminState, api};
 use crate::config::{Text, source};
 use crate::control::candidate::Candidate;
-use crate::control::history::{self, Author, Entry, History, NotFound, Stored};
+use crate::control::history::{self, Author, Entry, NotFound, Stored};
 use crate::control::preview::Preview;
 use crate::control::rollback::RollbackError;
-use crate::routing::live::Live;
 use crate::telemetry::audit::Actor;
+use crate::telemetry::difference::Reach;
 use crate::telemetry::recent::KEPT;
 use crate::telemetry::text::rfc3339_time;
 
@@ -131,7 +130,9 @@ fn shown(candidate: &Candidate, preview: &Preview, since: Option<&str>) -> Value
 }
 
 /// What changed, the newest first.
-pub(super) fn history(history: &Arc<History>, live: &Live, query: &str) -> Response<Body> {
+pub(super) fn history(state: &AdminState, query: &str) -> Response<Body> {
+    let AdminState { history, live, keeper, .. } = state;
+    let snapshot = live.snapshot();
     let wanted = match Wanted::read(query, SOME_ENTRIES, history::MOST_ENTRIES) {
         Ok(wanted) => wanted,
         Err(text) => return answer::error(StatusCode::UNPROCESSABLE_ENTITY, &text),
@@ -140,16 +141,32 @@ pub(super) fn history(history: &Arc<History>, live: &Live, query: &str) -> Respo
     // What concerns everything is in everybody's history, also in that of a name that never was.
     let is_of = |entry: &Entry, name: &str| entry.changes.iter().any(|change| change.service.as_deref() == Some(name));
     if let Some(name) = &wanted.service
-        && live.snapshot().service(name).is_none()
+        && snapshot.service(name).is_none()
         && !entries.iter().any(|entry| is_of(entry, name))
     {
-        return answer::error(StatusCode::NOT_FOUND, &format!("no service is called {name:?}"));
+        return answer::error(StatusCode::NOT_FOUND, &snapshot.unknown(name));
     }
     let files = history.files();
-    let shown = |entry: Entry| ShownEntry { undo: entry.undo(&files), entry };
+    let reach = |name: &str| {
+        let service = snapshot.service(name)?;
+        Some(Reach { at: service.lasting.weight.effective(), max_step: service.config.migration.max_step })
+    };
+    let shown = |entry: Entry| ShownEntry { undo: entry.undo(&files, reach), entry };
     let entries: Vec<_> = entries.into_iter().map(shown).collect();
     let configs: Vec<Value> = files.iter().rev().map(config).collect();
-    answer::json(StatusCode::OK, &json!({"history": entries, "configs": configs, "pinned": history.pinned()}))
+    let is_wanted = |name: &str| wanted.service.as_deref().is_none_or(|wanted| wanted == name);
+    let pending: Vec<Value> = snapshot
+        .services
+        .iter()
+        .map(|service| service.name())
+        .filter(|name| is_wanted(name))
+        .filter_map(|name| {
+            let confirm_by = rfc3339_time(keeper.confirm_by(name)?);
+            Some(json!({"service": name, "back_to": keeper.back_to(name), "confirm_by": confirm_by}))
+        })
+        .collect();
+    let pinned = history.pinned();
+    answer::json(StatusCode::OK, &json!({"history": entries, "configs": configs, "pinned": pinned, "pending": pending}))
 }
 
 fn config(stored: &Stored) -> Value {

@@ -17,6 +17,7 @@ use crate::config::{self, Config};
 use crate::control::examine::{self, Process};
 use crate::proxy;
 use crate::routing::service::Service;
+use crate::routing::snapshot::Snapshot;
 use crate::telemetry::process::CertificateExpiry;
 use crate::upstream::finding::Finding;
 
@@ -52,7 +53,7 @@ pub(super) async fn answer(state: &AdminState, question: Question) -> Result<Res
     let snapshot = state.live.snapshot();
     let chosen = match (&question.service, question.only) {
         (Some(name), None) => {
-            let service = snapshot.service(name).ok_or_else(|| unknown(name))?;
+            let service = snapshot.service(name).ok_or_else(|| unknown(&snapshot, name))?;
             vec![service.clone()]
         }
         (None, None) => snapshot.services.clone(),
@@ -73,8 +74,8 @@ pub(super) async fn answer(state: &AdminState, question: Question) -> Result<Res
 }
 
 /// The refusal of a service that does not exist.
-pub(super) fn unknown(name: &str) -> Refused {
-    (StatusCode::NOT_FOUND, format!("no service {name}"))
+pub(super) fn unknown(snapshot: &Snapshot, name: &str) -> Refused {
+    (StatusCode::NOT_FOUND, snapshot.unknown(name))
 }
 
 fn process(state: &AdminState, config: &Config) -> Vec<Finding> {

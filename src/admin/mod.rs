@@ -177,7 +177,7 @@ async fn route(state: &Arc<AdminState>, drain: &Drain, peer: IpAddr, request: Re
         "/status" => |state, _| answer::json(StatusCode::OK, &state.reporter().report()),
         "/api/v1/series" => |state, _| answer::json(StatusCode::OK, &state.status.series()),
         "/api/v1/explain" => |state, request| explain::answer(&state.live, query_of(request)),
-        "/api/v1/history" => |state, request| configuration::history(&state.history, &state.live, query_of(request)),
+        "/api/v1/history" => |state, request| configuration::history(state, query_of(request)),
         "/api/v1/decisions" => {
             |state, request| recent::decisions(&state.telemetry.recent, &state.live, query_of(request))
         }

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::answer::{self, Body};
 use super::query;
 use crate::routing::live::Live;
+use crate::routing::snapshot::Snapshot;
 use crate::telemetry::Recent;
 use crate::telemetry::callers::{self, Caller};
 use crate::telemetry::recent::Recorded;
@@ -59,7 +60,7 @@ pub(super) fn decisions(recent: &Recent, live: &Live, query: &str) -> Response<B
     if let (true, Some(name)) = (decisions.is_empty(), &wanted.service)
         && live.snapshot().service(name).is_none()
     {
-        return unknown(name);
+        return unknown(&live.snapshot(), name);
     }
     answer::json(StatusCode::OK, &json!({"decisions": decisions}))
 }
@@ -72,7 +73,7 @@ pub(super) fn callers(live: &Live, query: &str) -> Response<Body> {
     };
     let snapshot = live.snapshot();
     if let Some(name) = wanted.service.as_deref().filter(|name| snapshot.service(name).is_none()) {
-        return unknown(name);
+        return unknown(&snapshot, name);
     }
     let is_wanted = |name: &str| wanted.service.as_deref().is_none_or(|wanted| wanted == name);
     let services = snapshot.services.iter().filter(|service| is_wanted(service.name()));
@@ -89,8 +90,8 @@ pub(super) fn callers(live: &Live, query: &str) -> Response<Body> {
     answer::json(StatusCode::OK, &json!({"callers": callers}))
 }
 
-fn unknown(service: &str) -> Response<Body> {
-    answer::error(StatusCode::NOT_FOUND, &format!("no service is called {service:?}"))
+fn unknown(snapshot: &Snapshot, service: &str) -> Response<Body> {
+    answer::error(StatusCode::NOT_FOUND, &snapshot.unknown(service))
 }
 
 /// What a query asks for.

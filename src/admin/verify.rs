@@ -27,7 +27,7 @@ pub(super) struct Question {
 /// Asks both clusters of this service.
 pub(super) async fn answer(state: &AdminState, name: &str, question: Question) -> Result<Response<Body>, Refused> {
     let snapshot = state.live.snapshot();
-    let service = snapshot.service(name).ok_or_else(|| unknown(name))?;
+    let service = snapshot.service(name).ok_or_else(|| unknown(&snapshot, name))?;
     if service.config.mode == Mode::Passthrough {
         let text = "mode: passthrough relays TLS as it is: there is no request to compare";
         return Err((StatusCode::UNPROCESSABLE_ENTITY, text.to_owned()));

@@ -14,7 +14,8 @@ use super::client::{AdminUrl, Client};
 use super::output::{Exit, Failure, NOTICE, printable};
 use super::words::{count, counted};
 use crate::config::Text;
-use crate::telemetry::difference::Difference;
+use crate::telemetry::audit::Kind;
+use crate::telemetry::difference::{Difference, Said};
 
 /// More changes are counted instead of listed.
 const MOST_CHANGES: usize = 100;
@@ -81,10 +82,11 @@ impl Against {
         }
         // Writing to a String never fails.
         let mut out = format!("{url} would change:\n");
-        for change in self.changes.iter().take(MOST_CHANGES) {
+        let changes: Vec<_> = self.changes.iter().filter(|change| !self.is_told_better(change)).collect();
+        for change in changes.iter().take(MOST_CHANGES) {
             let _ = writeln!(out, "  {}", printable(&change.words()));
         }
-        if let Some(more) = self.changes.len().checked_sub(MOST_CHANGES).filter(|more| *more > 0) {
+        if let Some(more) = changes.len().checked_sub(MOST_CHANGES).filter(|more| *more > 0) {
             let _ = writeln!(out, "  and {more} more, see --json");
         }
         if let Some(traffic) = &self.traffic {
@@ -102,6 +104,13 @@ impl Against {
             );
         }
         out
+    }
+
+    /// Where a command set a share, the line that tells what becomes of that is enough.
+    fn is_told_better(&self, change: &Difference) -> bool {
+        let is_of = |other: &Difference| other.kind == Kind::Cleared && other.service == change.service;
+        let told = self.changes.iter().filter(|other| is_of(other));
+        change.kind == Kind::Percentage && told.into_iter().any(|other| matches!(other.to, Some(Said::Share(_))))
     }
 }
 
@@ -134,7 +143,9 @@ mod tests {
     fn changes_and_moves_are_told() {
         let url: AdminUrl = "http://127.0.0.1:8080".parse().unwrap();
         let answer = json!({
-            "changes": [{"kind": "percentage", "service": "a", "from": 10, "to": 60}],
+            "changes": [{"kind": "percentage", "service": "a", "from": 10, "to": 60},
+                        {"kind": "percentage", "service": "b", "from": 5, "to": 10},
+                        {"kind": "cleared", "service": "b", "from": 25, "to": 10}],
             "lost_hosts": [{"host": "x.old", "service": "a", "last_request": 3}],
             "traffic": {"since": "2024-01-01T12:00:00Z", "requests": 1_200, "to_new": 600, "to_old": 0, "lost": 3,
                         "unknown": 7, "services": {}},
@@ -143,7 +154,12 @@ mod tests {
 
         let shown = anstream::adapter::strip_str(&against.shown(&url)).to_string();
 
-        assert!(shown.starts_with("http://127.0.0.1:8080 would change:\n  a: 10 % \u{2192} 60 %\n"), "{shown}");
+        assert!(
+            shown.starts_with(
+                "http://127.0.0.1:8080 would change:\n  a: 10 % \u{2192} 60 %\n  b: 25 % \u{2192} 10 %, because"
+            ),
+            "{shown}"
+        );
         assert!(shown.ends_with("would be lost: x.old\n"), "{shown}");
         let traffic = against.traffic.unwrap().words("2024-01-01T12:01:00Z".parse().unwrap());
         assert_eq!(

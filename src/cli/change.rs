@@ -4,16 +4,18 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use http::{Method, StatusCode};
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::AdminArguments;
 use super::client::{Client, encoded};
 use super::output::{self, Exit, Failure, NOTICE, printable};
+use super::status::goes_back;
 use super::words::counted;
-use crate::config;
-use crate::control::report::{ReplicaReport, StatusReport};
+use crate::config::{self, Percent};
+use crate::control::report::{ReplicaReport, ServiceReport, StatusReport};
 use crate::telemetry::audit::Kind;
-use crate::telemetry::difference::{Difference, Said};
+use crate::telemetry::difference::{Difference, Reach, Said};
 
 /// Between two looks at what the replicas serve.
 const LOOK: Duration = Duration::from_millis(100);
@@ -75,7 +77,7 @@ impl Outcome {
         if self.as_json {
             output::print_json(&self.answer)?;
         } else {
-            output::print(&self.lines())?;
+            output::print(&self.lines(Timestamp::now()))?;
             if let Some(error) = unstored {
                 let error = printable(error);
                 output::tell(&format!("{NOTICE}warning{NOTICE:#}: in force, but lost at the next restart: {error}"));
@@ -148,11 +150,6 @@ impl Outcome {
         }
     }
 
-    /// The whole answer.
-    pub(super) fn answer(&self) -> &Value {
-        &self.answer
-    }
-
     fn changes(&self) -> impl Iterator<Item = Difference> {
         let changes = self.answer["changes"].as_array().into_iter().flatten();
         changes.filter_map(|change| serde_json::from_value(change.clone()).ok())
@@ -165,17 +162,46 @@ impl Outcome {
         })
     }
 
-    fn lines(&self) -> String {
-        // What an earlier file changed comes back with the file, not value by value.
-        let before = self.answer["before"].as_str();
-        let line = |change: Difference| if before.is_some() { change.words() } else { line(&change) };
-        let mut lines: String = self.changes().map(|change| format!("{}\n", printable(&line(change)))).collect();
+    /// What a service of this change is now.
+    fn service(&self, name: &str) -> Option<ServiceReport> {
+        let all = self.answer["services"].as_array().into_iter().flatten().chain([&self.answer]);
+        let found = all.into_iter().find(|service| service["name"].as_str() == Some(name))?;
+        serde_json::from_value(found.clone()).ok()
+    }
+
+    fn lines(&self, now: Timestamp) -> String {
+        if let Some(before) = self.answer["before"].as_str() {
+            return self.lines_of_file(before);
+        }
+        let mut lines = String::new();
+        for change in self.changes() {
+            let service = change.service.as_deref().and_then(|name| self.service(name));
+            let reach = service.as_ref().and_then(reach);
+            lines.push_str(&format!("{}\n", printable(&line(&change, reach))));
+            let share = service.filter(|_| change.kind == Kind::Percentage);
+            for note in share.iter().flat_map(|service| notes(service, now)) {
+                lines.push_str(&format!("  {}\n", printable(&note)));
+            }
+        }
         if lines.is_empty() {
             "nothing to change\n".clone_into(&mut lines);
         }
-        if let Some(before) = before {
-            let hash: String = before.chars().take(SHOWN_HASH).collect();
-            lines.push_str(&format!("undo: migration-proxy rollback --config {}\n", printable(&hash)));
+        lines
+    }
+
+    /// What an earlier file changed comes back with the file, not value by value.
+    fn lines_of_file(&self, before: &str) -> String {
+        let config = &self.answer["config"];
+        let short = |hash: &str| printable(&hash.chars().take(SHOWN_HASH).collect::<String>());
+        let mut lines: String = self.changes().map(|change| format!("{}\n", printable(&change.words()))).collect();
+        let pinned = config["pinned"]["hash"].as_str();
+        match pinned {
+            Some(hash) => lines.push_str(&format!("serves {} until the file changes\n", short(hash))),
+            None if lines.is_empty() => lines.push_str("nothing to change\n"),
+            None => {}
+        }
+        if config["hash"].as_str() != Some(before) {
+            lines.push_str(&format!("undo: migration-proxy rollback --config {}\n", short(before)));
         }
         lines
     }
@@ -185,11 +211,42 @@ impl Outcome {
 const SHOWN_HASH: usize = 12;
 
 /// What changed, and the way back where the change asks for one.
-fn line(change: &Difference) -> String {
+fn line(change: &Difference, reach: Option<Reach>) -> String {
     let is_on = matches!(&change.to, Some(Said::Text(to)) if to == "on");
     let wants_undo = change.kind == Kind::Percentage || (change.kind == Kind::SafeMode && is_on);
-    let undo = change.undo().filter(|_| wants_undo).map(|undo| format!("      undo: {undo}"));
+    let undo =
+        change.undo(reach).filter(|_| wants_undo).map(|undo| format!("      {}: {undo}", undo_word(change, reach)));
     format!("{}{}", change.words(), undo.unwrap_or_default())
+}
+
+/// One command does not always go all the way back.
+fn undo_word(change: &Difference, reach: Option<Reach>) -> String {
+    match (&change.from, reach) {
+        (Some(Said::Share(from)), Some(reach)) if reach.towards(*from) < *from => {
+            format!("undo, in steps of {} points", reach.max_step)
+        }
+        _ => "undo".to_owned(),
+    }
+}
+
+fn reach(service: &ServiceReport) -> Option<Reach> {
+    let hundredths = (service.percentage.effective * 100.0).round() as u16;
+    Some(Reach { at: Percent::from_basis_points(hundredths)?, max_step: service.max_step? })
+}
+
+/// What else is to be known of a share that was changed.
+fn notes(service: &ServiceReport, now: Timestamp) -> Vec<String> {
+    let mut notes = Vec::new();
+    if service.percentage.effective > 0.0 {
+        if service.safe_mode {
+            notes.push("safe mode is on, nothing moves until it is off".to_owned());
+        } else if !service.enabled {
+            notes.push("migration.enabled is false, nothing moves until it is true".to_owned());
+        }
+    }
+    let name = &service.name;
+    notes.extend(goes_back(service, now).map(|goes_back| format!("{goes_back}: migration-proxy confirm {name}")));
+    notes
 }
 
 fn is_at(report: &StatusReport, name: &str, share: f64) -> bool {

@@ -191,14 +191,21 @@ impl Client {
 
     /// What an answer other than 200 means.
     pub fn refused(&self, target: &str, answer: &Answer) -> Failure {
-        let text = error_text(&answer.body);
-        let hint = match answer.status {
-            StatusCode::NOT_FOUND if text.is_empty() => "; is this the admin port of a migration-proxy?",
-            _ => "",
-        };
-        let colon = if text.is_empty() { "" } else { ": " };
         let Self { url, .. } = self;
-        Failure::new(Exit::Failed, format!("{url}{target} answers {}{colon}{text}{hint}", answer.status.as_u16()))
+        let (status, text) = (answer.status.as_u16(), error_text(&answer.body));
+        let message = match own_error(&answer.body) {
+            // It is about what was asked for, not about how.
+            Some(own) if own.starts_with("no service ") => text,
+            Some(_) => format!("{url}{target} answers {status}: {text}"),
+            None => {
+                let colon = if text.is_empty() { "" } else { ": " };
+                format!(
+                    "{url}{target} answers {status}{colon}{text}\n  \
+                     this is not the admin port of a migration-proxy: that is listen.admin, 8080 unless the file says otherwise"
+                )
+            }
+        };
+        Failure::new(Exit::Failed, message)
     }
 
     async fn ask(
@@ -256,10 +263,10 @@ impl Client {
             StatusCode::UNPROCESSABLE_ENTITY => Exit::Usage,
             _ => Exit::Failed,
         };
-        let text = error_text(&answer.body);
-        let text =
-            if text.is_empty() { format!("{}{target} answers {}", self.url, answer.status.as_u16()) } else { text };
-        Err(Failure::new(exit(answer.status).unwrap_or(usual), text))
+        if own_error(&answer.body).is_none() {
+            return Err(self.refused(target, &answer));
+        }
+        Err(Failure::new(exit(answer.status).unwrap_or(usual), error_text(&answer.body)))
     }
 
     fn unreachable(&self, why: &str) -> Failure {
@@ -308,11 +315,15 @@ fn connect_text(error: &std::io::Error) -> String {
     }
 }
 
+/// The text of `{"error": text}`, as an admin port answers.
+fn own_error(body: &[u8]) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_slice(body).ok()?;
+    Some(json.get("error")?.as_str()?.to_owned())
+}
+
 /// `{"error": text}`, or the beginning of whatever it is.
 fn error_text(body: &[u8]) -> String {
-    let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
-    let text = json.as_ref().and_then(|json| json.get("error")).and_then(|error| error.as_str()).map(str::to_owned);
-    let text = text.unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned());
+    let text = own_error(body).unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned());
     let end = text.char_indices().nth(LONGEST_ERROR).map_or(text.len(), |(end, _)| end);
     printable(&text[..end])
 }
@@ -439,6 +450,13 @@ mod tests {
         let failure = client.json::<Vec<u8>>("/x").unwrap_err();
         assert_eq!(failure.exit, Exit::Failed);
         assert!(failure.message.ends_with("/x answers 404: gone"), "{}", failure.message);
+
+        let client = answering(b"HTTP/1.1 404 Not Found\r\n\r\n{\"error\": \"no service is called \\\"shp\\\"\"}");
+        assert_eq!(client.json::<Vec<u8>>("/x").unwrap_err().message, "no service is called \"shp\"");
+
+        let client = answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 16\r\n\r\n404 unknown host");
+        let message = client.json::<Vec<u8>>("/x").unwrap_err().message;
+        assert!(message.contains("answers 404: 404 unknown host\n  this is not the admin port"), "{message}");
 
         let client = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
         assert!(client.json::<Vec<u8>>("/").unwrap_err().message.contains("admin port of a migration-proxy?"));

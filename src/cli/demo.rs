@@ -182,7 +182,7 @@ fn present(
     out.push_str(&format!("  page      http://{admin}/\n\n"));
     out.push_str(&sent_table(&sent).render(width));
     out.push('\n');
-    out.push_str(&status::overview(&report, width, Timestamp::now()));
+    out.push_str(&status::overview(&report, width, Timestamp::now(), &format!(" --admin http://{admin}")));
     if !ends {
         out.push_str(&next_steps(http, https, directory, has_http_proxy()));
     }

@@ -1,6 +1,7 @@
 //! What changed, when, by whom and why, each entry with the command that goes back.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
@@ -11,6 +12,8 @@ use super::AdminArguments;
 use super::callers::ago;
 use super::client::encoded;
 use super::output::{self, Exit, Failure, printable};
+use super::words::duration;
+use crate::config::Percent;
 use crate::telemetry::difference::Difference;
 
 /// More changes of one entry are counted instead of listed.
@@ -44,6 +47,16 @@ pub struct Arguments {
 struct Answer {
     history: Vec<Entry>,
     pinned: Option<Pinned>,
+    #[serde(default)]
+    pending: Vec<Pending>,
+}
+
+/// A share that goes back by itself.
+#[derive(Deserialize)]
+struct Pending {
+    service: String,
+    back_to: Option<Percent>,
+    confirm_by: Timestamp,
 }
 
 #[derive(Deserialize)]
@@ -92,6 +105,16 @@ impl Answer {
             out.push_str(&format!(
                 "configuration {hash} was pinned by {by}: the file is not followed until it changes\n\n"
             ));
+        }
+        for Pending { service, back_to, confirm_by } in &self.pending {
+            let to = back_to.map(|to| format!(" to {to} %")).unwrap_or_default();
+            let left = Duration::try_from(confirm_by.duration_since(now)).unwrap_or_default();
+            let left = duration(Duration::from_secs(left.as_secs()));
+            let line = format!("{service} goes back{to} in {left} unless confirmed: migration-proxy confirm {service}");
+            out.push_str(&format!("{}\n", printable(&line)));
+        }
+        if !self.pending.is_empty() {
+            out.push('\n');
         }
         if self.history.is_empty() {
             out.push_str("nothing has changed yet\n");
@@ -153,6 +176,7 @@ mod tests {
     fn entries_tell_who_and_why_and_the_way_back() {
         let answer = json!({
             "pinned": {"hash": "9f2c1a2b3c4d5e6f", "by": "ops"},
+            "pending": [{"service": "a", "back_to": 25, "confirm_by": "2024-01-01T12:09:00Z"}],
             "history": [{
                 "time": "2024-01-01T12:00:10Z", "generation": 4, "by": "loopback", "claimed": "me@host",
                 "reason": "ticket\u{1b} 1", "config": null, "before": null, "more": 0,
@@ -171,6 +195,8 @@ mod tests {
         let expected = "\
 configuration 9f2c1a2b3c4d was pinned by ops: the file is not followed until it changes
 
+a goes back to 25 % in 8 m unless confirmed: migration-proxy confirm a
+
 2024-01-01 12:00:10  50 s ago  by loopback (me@host)  \u{201c}ticket\u{fffd} 1\u{201d}
   a: 10 % \u{2192} 60 %
   back: migration-proxy rollback a --to 10
@@ -185,7 +211,7 @@ configuration 9f2c1a2b3c4d was pinned by ops: the file is not followed until it 
 
     #[test]
     fn nothing_is_said_to_be_nothing() {
-        let empty = Answer { history: Vec::new(), pinned: None };
+        let empty = Answer { history: Vec::new(), pinned: None, pending: Vec::new() };
         assert_eq!(empty.shown(Timestamp::now()), "nothing has changed yet\n");
     }
 }

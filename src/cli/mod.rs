@@ -123,6 +123,13 @@ impl AdminArguments {
     fn client(&self) -> Result<Client, Failure> {
         Client::with_token_file(self.admin.clone(), self.token_file.as_deref())
     }
+
+    /// What commands need that shall come to the same proxy: nothing, or ` --admin URL`.
+    fn argument(&self) -> String {
+        let usual = std::env::var("MIGRATION_PROXY_ADMIN").unwrap_or_else(|_| DEFAULT_ADMIN.to_owned());
+        let is_usual = usual.parse().is_ok_and(|usual: AdminUrl| usual == self.admin);
+        if is_usual { String::new() } else { format!(" --admin {}", self.admin) }
+    }
 }
 
 /// Runs the command line of this process.

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use serde_json::{Map, json};
 
 use super::change::{self, ChangeArguments};
-use super::output::{self, Exit, Failure};
+use super::output::{Exit, Failure};
 use crate::config::Percent;
 
 /// Arguments of `rollback`.
@@ -44,9 +44,6 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     if let Some(hash) = &arguments.config {
         let body = Map::from_iter([("hash".to_owned(), json!(hash))]);
         let outcome = arguments.change.make_or(Method::POST, "/api/v1/config/rollback", body, exit)?;
-        if outcome.answer()["config"]["pinned"].is_object() {
-            output::tell("the file is not followed until it changes");
-        }
         let exit = outcome.tell()?;
         return outcome.followed(arguments.wait).map(|followed| if exit == Exit::Done { followed } else { exit });
     }

@@ -75,7 +75,8 @@ impl View {
         // One line for each look, so that whoever reads knows where it ends.
         let json = |value: &Value| if arguments.watch { format!("{value}\n") } else { format!("{value:#}\n") };
         let Some(name) = &arguments.service else {
-            let text = if arguments.json { json(document) } else { overview(&report, width, now) };
+            let admin = arguments.admin.argument();
+            let text = if arguments.json { json(document) } else { overview(&report, width, now, &admin) };
             return Ok(Self { text, is_degraded: !report.degraded.is_empty() || !report.ready });
         };
         let service = find(&report, name)?;
@@ -106,14 +107,32 @@ fn of_service<'a>(document: &'a Value, name: &str) -> Option<&'a Value> {
     services.iter().find(|service| service.get("name").and_then(Value::as_str) == Some(name))
 }
 
-/// Everything, for a terminal of that width.
-pub(super) fn overview(report: &StatusReport, width: usize, now: Timestamp) -> String {
+/// Everything, for a terminal of that width. `admin` is the argument that commands need to come to the same proxy.
+pub(super) fn overview(report: &StatusReport, width: usize, now: Timestamp, admin: &str) -> String {
     let mut out = sentences(report, width, now);
     out.push('\n');
     out.push_str(&table(report, now).render(width));
     out.push_str("\nrate, errors and p99 of the last minute\n");
-    out.push_str("go back:     percentage: 0 in the file, no restart\neverything:  safe_mode: on at its top\n");
+    out.push_str(&ways_back(report, now, admin));
     out
+}
+
+/// The commands that go back: for the worst service, and for everything.
+fn ways_back(report: &StatusReport, now: Timestamp, admin: &str) -> String {
+    if report.safe_mode {
+        return format!("end it:      migration-proxy safe-mode off{admin}\n");
+    }
+    let on_new = |service: &&ServiceReport| service.percentage.effective > 0.0 && !service.safe_mode && service.enabled;
+    let mut on_new: Vec<_> = report.services.iter().filter(on_new).map(|s| (rank(s, now), s)).collect();
+    on_new.sort_by(|(a, first), (b, second)| b.cmp(a).then_with(|| first.name.cmp(&second.name)));
+    let service = match on_new.as_slice() {
+        [] => None,
+        [(_, only)] => Some(printable(&only.name)),
+        [(Some(_), worst), ..] => Some(printable(&worst.name)),
+        _ => Some("SERVICE".to_owned()),
+    };
+    let one = service.map(|name| format!("go back:     migration-proxy rollback {name}{admin}\n")).unwrap_or_default();
+    format!("{one}everything:  migration-proxy safe-mode on{admin}\n")
 }
 
 /// The state in words, the worst first.
@@ -124,8 +143,9 @@ fn sentences(report: &StatusReport, width: usize, now: Timestamp) -> String {
         Some((agreeing, all)) => format!("{services}, {agreeing} of {all} replicas agree."),
         None => format!("{services}."),
     };
+    let notes: String = notes(report, now).iter().map(|note| wrap(&printable(note), width) + "\n").collect();
     if troubles.is_empty() {
-        return wrap(&format!("All well. {} {}", head, traffic(report)), width) + "\n";
+        return wrap(&format!("{}{} {}", well(report), head, traffic(report)), width) + "\n" + &notes;
     }
     let more = troubles.len().saturating_sub(MOST_SENTENCES);
     troubles.truncate(MOST_SENTENCES);
@@ -139,13 +159,64 @@ fn sentences(report: &StatusReport, width: usize, now: Timestamp) -> String {
         let worst = lines.remove(1);
         lines[0] = format!("{} {worst}", lines[0]);
     }
-    lines.into_iter().map(|line| wrap(&line, width) + "\n").collect()
+    lines.into_iter().map(|line| wrap(&line, width) + "\n").collect::<String>() + &notes
+}
+
+/// What somebody wanted so, and others should know: freezes, and shares that go back by themselves.
+fn notes(report: &StatusReport, now: Timestamp) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut going: Vec<_> = report.services.iter().filter(|service| service.percentage.confirm_by.is_some()).collect();
+    let more = going.len().saturating_sub(MOST_SENTENCES);
+    going.truncate(MOST_SENTENCES);
+    for service in going {
+        let Some(goes_back) = goes_back(service, now) else { continue };
+        notes.push(format!("{0} {goes_back}: migration-proxy confirm {0}", service.name));
+    }
+    if more > 0 {
+        notes.push(format!("And {more} more shares go back by themselves."));
+    }
+    let frozen: Vec<&str> =
+        report.services.iter().filter(|service| service.frozen).map(|service| service.name.as_str()).collect();
+    match frozen.as_slice() {
+        _ if report.frozen => notes.push("Increases are frozen: migration-proxy freeze off".to_owned()),
+        [] => {}
+        [one] => notes.push(format!("Increases of {one} are frozen: migration-proxy freeze off {one}")),
+        some => notes.push(format!("Increases of {} are frozen.", listed(some))),
+    }
+    notes
+}
+
+/// `a, b, c and 4 more`.
+fn listed(names: &[&str]) -> String {
+    let more = names.len().saturating_sub(MOST_SENTENCES);
+    let some = names.iter().take(MOST_SENTENCES).copied().collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{some} and {more} more") } else { some }
+}
+
+/// `goes back to 25 % in 8 m unless confirmed`; `None` where the share stays.
+pub(super) fn goes_back(service: &ServiceReport, now: Timestamp) -> Option<String> {
+    let at = time(&service.percentage.confirm_by)?;
+    let to = service.back_to.map(|to| format!(" to {}", share(to.as_f64()))).unwrap_or_default();
+    Some(format!("goes back{to} in {} unless confirmed", ago(now, at)))
 }
 
 fn replicas(report: &StatusReport) -> Option<(usize, usize)> {
     let others = report.replicas.iter().filter(|replica| replica.name != report.replica);
     let all = others.clone().count();
     (all > 0).then(|| (others.filter(|replica| replica.agrees).count() + 1, all + 1))
+}
+
+/// Nothing is well where most of what goes to new fails, however little that is.
+fn well(report: &StatusReport) -> &'static str {
+    let is_well = |service: &ServiceReport| {
+        let Sides { old, new, .. } = &service.windows.one;
+        new.errors == 0 || failing(new) <= failing(old) + 0.01
+    };
+    if report.services.iter().all(is_well) { "All well. " } else { "" }
+}
+
+fn failing(side: &Summary) -> f64 {
+    side.errors as f64 / side.requests.max(1) as f64
 }
 
 /// How much really arrives at new, and whether new adds errors.
@@ -236,6 +307,10 @@ struct Trouble {
     text: String,
 }
 
+fn rank(service: &ServiceReport, now: Timestamp) -> Option<Rank> {
+    trouble(service, now).map(|trouble| trouble.rank)
+}
+
 fn trouble(service: &ServiceReport, now: Timestamp) -> Option<Trouble> {
     let some = |rank, text: String| Some(Trouble { rank, text });
     let breaker = &service.breaker;
@@ -247,17 +322,30 @@ fn trouble(service: &ServiceReport, now: Timestamp) -> Option<Trouble> {
         };
         return some(Rank::Open, format!("needs attention: breaker open{since}, old answers{again}."));
     }
+    let is_on_new = service.enabled && !service.safe_mode && service.percentage.effective > 0.0;
+    let is_exposed = is_on_new && !service.fallback;
     if service.health.new == "down" {
-        return some(Rank::Unhealthy, "needs attention: the health check of new fails, old answers.".to_owned());
+        let what = if is_exposed {
+            "new is down and fallback is off: clients get its errors."
+        } else {
+            "the health check of new fails, old answers."
+        };
+        return some(Rank::Unhealthy, format!("needs attention: {what}"));
     }
     if service.health.old == "down" {
         return some(Rank::Unhealthy, "needs attention: the health check of old fails.".to_owned());
     }
     let Sides { old, new, .. } = &service.windows.one;
-    let failing = |side: &Summary| side.errors as f64 / side.requests.max(1) as f64;
-    if new.errors >= FEW_ERRORS && failing(new) > failing(old) + 0.01 {
-        let (new, old) = (part(new.errors, new.requests), part(old.errors, old.requests));
-        return some(Rank::Worse, format!("needs attention: {new} fail on new, {old} on old."));
+    // A few say little, but where nothing answers in place of new, clients see every one of them.
+    let is_worse = failing(new) > failing(old) + 0.01;
+    if is_worse && (new.errors >= FEW_ERRORS || (is_exposed && new.errors == new.requests)) {
+        let on_old = match old.requests {
+            0 => String::new(),
+            all => format!(", {} on old", part(old.errors, all)),
+        };
+        let end = if is_exposed { "; fallback is off: clients get its errors." } else { "." };
+        let on_new = part(new.errors, new.requests);
+        return some(Rank::Worse, format!("needs attention: {on_new} fail on new{on_old}{end}"));
     }
     if breaker.state == "half_open" {
         return some(
@@ -291,8 +379,7 @@ fn table(report: &StatusReport, now: Timestamp) -> Table {
         ("P99 old | new", Align::Left),
         ("OPEN ON NEW", Align::Right),
     ]);
-    let mut services: Vec<_> =
-        report.services.iter().map(|s| (trouble(s, now).map(|trouble| trouble.rank), s)).collect();
+    let mut services: Vec<_> = report.services.iter().map(|s| (rank(s, now), s)).collect();
     services.sort_by(|(a, first), (b, second)| b.cmp(a).then_with(|| first.name.cmp(&second.name)));
     for (rank, service) in services {
         let style = rank.map_or(Style::new(), Rank::style);
@@ -349,17 +436,26 @@ fn detail(report: &StatusReport, service: &ServiceReport, width: usize, now: Tim
     let name = printable(&service.name);
     let state = trouble(service, now).map_or_else(|| "is well.".to_owned(), |trouble| trouble.text);
     let mut out = wrap(&format!("{name} {state}"), width);
-    let lines = [
-        ("share on new", share_text(report, service)),
-        ("breaker", breaker_text(service)),
-        ("health", format!("old {}, new {}", service.health.old, service.health.new)),
+    let mut lines = vec![("share on new", share_text(report, service))];
+    lines.extend(goes_back(service, now).map(|goes_back| ("", format!("{goes_back}: migration-proxy confirm {name}"))));
+    if service.frozen {
+        let scope = if report.frozen { String::new() } else { format!(" {name}") };
+        lines.push(("", format!("increases are frozen: migration-proxy freeze off{scope}")));
+    }
+    lines.push(("breaker", breaker_text(service)));
+    if !service.fallback {
+        lines.push(("fallback", "off: clients get the errors of new".to_owned()));
+    }
+    lines.extend(failures(service));
+    lines.extend([
+        ("health", format!("old {}, new {}", health_text(&service.health.old), health_text(&service.health.new))),
         ("hosts", service.old_host.join(", ")),
         (if service.mode == "redirect" { "redirects to" } else { "new host" }, service.new_host.clone()),
         ("open on new", count(service.open_on_new)),
-    ];
+    ]);
     out.push_str("\n\n");
     for (key, value) in lines {
-        out.push_str(&format!("{key:<12}  {}\n", printable(&value)));
+        out.push_str(&format!("{key:<13}  {}\n", printable(&value)));
     }
     let mut table = Table::new(&[
         ("WINDOW", Align::Left),
@@ -381,6 +477,37 @@ fn detail(report: &StatusReport, service: &ServiceReport, width: usize, now: Tim
     out.push('\n');
     out.push_str(&table.render(width));
     out
+}
+
+fn health_text(state: &str) -> &str {
+    if state == "unknown" { "not checked" } else { state }
+}
+
+/// What went wrong on each side, in the shortest window that knows of anything.
+fn failures(service: &ServiceReport) -> Vec<(&'static str, String)> {
+    let windows = &service.windows;
+    let all = [("1 m", &windows.one), ("5 m", &windows.five), ("60 m", &windows.sixty)];
+    let of = |key: &'static str, side: fn(&Sides) -> &Summary| {
+        let (title, found) = all.iter().find(|(_, sides)| !side(sides).kinds.is_empty())?;
+        let mut kinds: Vec<_> = side(found).kinds.iter().collect();
+        kinds.sort_by(|(a, few), (b, many)| many.cmp(few).then_with(|| a.cmp(b)));
+        let kinds: Vec<_> =
+            kinds.iter().map(|(kind, number)| format!("{} {}", count(**number), kind_text(kind))).collect();
+        Some((key, format!("{} in the last {title}", kinds.join(", "))))
+    };
+    of("failed on new", |sides| &sides.new).into_iter().chain(of("failed on old", |sides| &sides.old)).collect()
+}
+
+/// A kind of failure as people say it, after a number.
+fn kind_text(kind: &str) -> String {
+    match kind {
+        "connect" => "without a connection".to_owned(),
+        "tls" => "in TLS".to_owned(),
+        "timeout" => "timed out".to_owned(),
+        "reset" => "cut off".to_owned(),
+        "header" => "with too large a head".to_owned(),
+        status => format!("× {status}"),
+    }
 }
 
 #[cfg(test)]
@@ -456,14 +583,61 @@ SERVICE     SHARE ON NEW      BREAKER     RATE  ERRORS old | new     P99 old | n
 api-name02  25 % (file: 5 %)  open       310/s      0.02 % | 38.1 %    42 ms |     -            0
 api-name01  50 %              closed   1 240/s      0.01 % | 0.01 %    38 ms | 35 ms           12
 ";
-        let text = plain(&overview(&troubled(), 100, now()));
+        let text = plain(&overview(&troubled(), 100, now(), ""));
         assert!(text.starts_with(expected), "{text}");
-        assert!(text.contains("go back:"), "{text}");
+    }
+
+    #[test]
+    fn it_ends_with_the_commands_that_go_back() {
+        let safe = StatusReport { safe_mode: true, ..troubled() };
+        let [quiet, two] = [vec![service("a", 0.0)], vec![service("a", 5.0), service("b", 5.0)]].map(report);
+        for (report, expected) in [
+            (
+                troubled(),
+                "go back:     migration-proxy rollback api-name02 --x\neverything:  migration-proxy safe-mode on --x\n",
+            ),
+            (two, "go back:     migration-proxy rollback SERVICE --x\neverything:  migration-proxy safe-mode on --x\n"),
+            (quiet, "last minute\neverything:  migration-proxy safe-mode on --x\n"),
+            (safe, "last minute\nend it:      migration-proxy safe-mode off --x\n"),
+        ] {
+            let text = plain(&overview(&report, 100, now(), " --x"));
+            assert!(text.ends_with(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn freezes_and_shares_that_go_back_are_told() {
+        let mut report = report(vec![service("a", 50.0), service("b", 5.0)]);
+        report.services[0].percentage.confirm_by = Some("2024-01-01T12:08:00Z".to_owned());
+        report.services[0].back_to = Some("25".parse().unwrap());
+        report.services[1].frozen = true;
+
+        let text = sentences(&report, 100, now());
+        let notes = "\na goes back to 25 % in 8 m unless confirmed: migration-proxy confirm a\n\
+                     Increases of b are frozen: migration-proxy freeze off b\n";
+        assert!(text.starts_with("All well. ") && text.ends_with(notes), "{text}");
+        let text = detail(&report, &report.services[0], 100, now());
+        let line = "share on new   50 %\n               goes back to 25 % in 8 m unless confirmed: migration-proxy confirm a\n";
+        assert!(text.contains(line), "{text}");
+
+        report.frozen = true;
+        let text = sentences(&report, 100, now());
+        assert!(text.ends_with("\nIncreases are frozen: migration-proxy freeze off\n"), "{text}");
+    }
+
+    #[test]
+    fn what_failed_is_told_of_one_service() {
+        let mut report = report(vec![service("a", 50.0)]);
+        let kinds = [("503".to_owned(), 1_200), ("connect".to_owned(), 3)].into();
+        report.services[0].windows.five.new = Summary { requests: 1_300, errors: 1_203, kinds, ..Summary::default() };
+        let text = detail(&report, &report.services[0], 100, now());
+        let line = "failed on new  1 200 × 503, 3 without a connection in the last 5 m\n";
+        assert!(text.contains(line) && text.contains("health         old not checked, new not checked\n"), "{text}");
     }
 
     #[test]
     fn a_narrow_terminal_loses_columns_from_the_right() {
-        let text = plain(&overview(&troubled(), 80, now()));
+        let text = plain(&overview(&troubled(), 80, now(), ""));
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("ERRORS old") && !text.contains("OPEN ON NEW"), "{text}");
     }
@@ -521,6 +695,28 @@ api-name01  50 %              closed   1 240/s      0.01 % | 0.01 %    38 ms | 3
             (
                 told(|r| r.services[0].windows.one.new = Summary { requests: 100, errors: 38, ..Summary::default() }),
                 "a needs attention: 38.0 % fail on new, 0.01 % on old.",
+            ),
+            (
+                told(|r| {
+                    r.services[0].health.new = "down".to_owned();
+                    r.services[0].fallback = false;
+                }),
+                "a needs attention: new is down and fallback is off: clients get its errors.",
+            ),
+            (
+                told(|r| {
+                    r.services[0].windows.one.old = Summary::default();
+                    r.services[0].windows.one.new = Summary { requests: 3, errors: 3, ..Summary::default() };
+                    r.services[0].fallback = false;
+                }),
+                "a needs attention: 100 % fail on new; fallback is off: clients get its errors.",
+            ),
+            (
+                told(|r| {
+                    r.services[0].windows.one.old = Summary::default();
+                    r.services[0].windows.one.new = Summary { requests: 3, errors: 3, ..Summary::default() };
+                }),
+                "100 % of the traffic on new, 100 % of it fails there.",
             ),
             (told(|r| r.config.restart_needed = vec!["workers".to_owned()]), "A restart is needed for workers."),
         ] {

@@ -72,6 +72,16 @@ pub fn duration(text: &str) -> Result<std::time::Duration, String> {
     values::duration(text).map_err(|wrong| wrong.message)
 }
 
+/// What is said of a service that does not exist, with those of `known` that may have been meant.
+pub fn unknown_service<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let known = known.into_iter().map(|known| (strsim::jaro_winkler(known, name), known));
+    let mut near: Vec<_> = known.filter(|(likeness, _)| *likeness > 0.8).collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let near: Vec<&str> = near.iter().take(3).map(|(_, name)| *name).collect();
+    let hint = if near.is_empty() { String::new() } else { format!("; did you mean {}?", near.join(", ")) };
+    format!("no service is called {name:?}{hint}")
+}
+
 /// A method as the file writes it.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::state::{
     Changed, Clock, Declared, DeclaredService, Entry, Mark, Methods, Override, Said, State, methods_entry,
 };
-use crate::config::Percent;
+use crate::config::{self, Percent};
 use crate::telemetry::audit::Kind;
 
 /// The longest clock: whoever wants more does not want a clock.
@@ -253,16 +253,7 @@ impl Declared {
     }
 
     fn unknown(&self, name: &str) -> Refusal {
-        let mut near: Vec<_> = self
-            .services
-            .keys()
-            .map(|known| (strsim::jaro_winkler(known, name), known))
-            .filter(|(likeness, _)| *likeness > 0.8)
-            .collect();
-        near.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let near: Vec<&str> = near.iter().take(3).map(|(_, name)| name.as_str()).collect();
-        let hint = if near.is_empty() { String::new() } else { format!("; did you mean {}?", near.join(", ")) };
-        Refusal::Unknown(format!("no service is called {name:?}{hint}"))
+        Refusal::Unknown(config::unknown_service(name, self.services.keys().map(String::as_str)))
     }
 }
 

@@ -123,6 +123,7 @@ fn forwarders(process: &Process<'_>) -> Finding {
         [] if listen.trusted_proxies.is_empty() => {
             Finding::ok("proxies", "nobody is trusted, and no private peer sends X-Forwarded-*")
         }
+        [] if listen.trusted_proxies.len() == 1 => Finding::ok("proxies", "1 network is trusted"),
         [] => Finding::ok("proxies", format!("{} networks are trusted", listen.trusted_proxies.len())),
         peers => {
             let all: Vec<String> = peers.iter().map(ToString::to_string).collect();

@@ -15,10 +15,10 @@ use tokio::sync::watch;
 
 use super::last_good::LastGood;
 use super::state::Mark;
-use super::state_file::replace;
+use super::state_file::{replace, unwritable};
 use crate::config::Text;
 use crate::telemetry::audit::{Actor, Audit, Heard};
-use crate::telemetry::difference::Difference;
+use crate::telemetry::difference::{Difference, Reach};
 
 /// Accepted files that are kept.
 const MOST_FILES: usize = 20;
@@ -372,7 +372,7 @@ impl History {
         self.prune();
         if let Some((lines, count)) = entries {
             let path = self.directory.join("events.jsonl");
-            replace(&path, lines.as_bytes()).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            replace(&path, lines.as_bytes()).map_err(|error| unwritable(&path, &error))?;
             let mut inner = self.lock();
             inner.is_entry_unwritten = inner.lines().1 != count;
         }
@@ -401,7 +401,7 @@ impl History {
                 removed => removed,
             },
         };
-        written.map_err(|error| format!("cannot write {}: {error}", path.display()))
+        written.map_err(|error| unwritable(&path, &error))
     }
 
     /// Removes files that are not kept any more.
@@ -500,12 +500,14 @@ impl Entry {
     }
 
     /// The commands that go back. Those of configurations that are not in `files` any more are left out.
-    pub fn undo(&self, files: &[Stored]) -> Vec<String> {
+    /// `reach` tells where a service is now and how far it may rise at once.
+    pub fn undo(&self, files: &[Stored], reach: impl Fn(&str) -> Option<Reach>) -> Vec<String> {
         if self.config.is_some() {
             let before = self.before.iter().filter(|before| files.iter().any(|file| file.hash == **before));
             return before.map(|before| format!("migration-proxy rollback --config {}", short(before))).collect();
         }
-        self.changes.iter().filter_map(Difference::undo).collect()
+        let undo = |change: &Difference| change.undo(change.service.as_deref().and_then(&reach));
+        self.changes.iter().filter_map(undo).collect()
     }
 }
 
@@ -654,10 +656,10 @@ mod tests {
         assert_eq!(history.entries(None, 100).len(), MOST_FILES + 2);
         let entry = &history.entries(None, 1)[0];
         assert_eq!(
-            entry.undo(&history.files()),
+            entry.undo(&history.files(), |_| None),
             [format!("migration-proxy rollback --config {}", short(&text(0).hash()))]
         );
-        assert_eq!(entry.undo(&[]), Vec::<String>::new(), "nobody can go back to what is gone");
+        assert_eq!(entry.undo(&[], |_| None), Vec::<String>::new(), "nobody can go back to what is gone");
     }
 
     #[test]
@@ -697,7 +699,7 @@ mod tests {
             .map(|(entry, _)| entry.changes.iter().filter_map(|change| change.service.as_deref()).collect())
             .collect();
         assert_eq!(services, [vec!["a", "b"], vec!["c"], vec!["d"]]);
-        assert_eq!(inner.entries[0].0.undo(&[]).len(), 2);
+        assert_eq!(inner.entries[0].0.undo(&[], |_| None).len(), 2);
         assert!(inner.entries[0].0.about(Some("c")).is_none());
         assert_eq!(inner.entries[0].0.about(Some("b")).unwrap().changes.len(), 1);
     }

@@ -13,7 +13,7 @@ use super::shared::{Opening, Remote, Shared, Store};
 use super::state::{Declared, Entry, Mark, Rollback, State};
 use super::state_file::{self, StateFile};
 use super::status::{Status, Trouble};
-use crate::config::Config;
+use crate::config::{Config, Percent};
 use crate::routing::live::Live;
 use crate::routing::overrides::Overrides;
 use crate::shutdown::Drain;
@@ -129,6 +129,16 @@ impl Keeper {
     /// When the share of this service goes back by itself.
     pub fn confirm_by(&self, service: &str) -> Option<Timestamp> {
         self.lock().state.confirm_by(service)
+    }
+
+    /// The share to which this service goes back by itself.
+    pub fn back_to(&self, service: &str) -> Option<Percent> {
+        self.lock().state.back_to(service)
+    }
+
+    /// Whether increases of this service are refused; of everything when none is named.
+    pub fn is_frozen(&self, service: Option<&str>) -> bool {
+        self.lock().state.is_frozen(service)
     }
 
     /// Whether the state could be stored now, and whatever else its store can say of itself.

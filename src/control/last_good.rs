@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::state_file::replace;
+use super::state_file::{replace, unwritable};
 use crate::config::source::{self, Text};
 
 /// Where processes keep what they need to survive, unless the file says otherwise.
@@ -19,6 +19,9 @@ pub const DEFAULT_DIRECTORY: &str = "/var/lib/migration-proxy";
 /// The beginning of the first line.
 const MARK: &str = "# migration-proxy accepted this text as sha256 ";
 
+/// Before the name of the file in the first line.
+const FROM: &str = " from ";
+
 /// Files that tell where the state of a configuration file is; more are forgotten, the oldest first.
 const MOST_POINTERS: usize = 64;
 
@@ -26,6 +29,8 @@ const MOST_POINTERS: usize = 64;
 #[derive(Clone, Debug)]
 pub struct LastGood {
     path: PathBuf,
+    /// The configuration file whose copy it is, where that is known.
+    of: Option<PathBuf>,
     /// The newest text that is to be kept.
     offered: Arc<Mutex<Option<Text>>>,
     /// One writer at a time.
@@ -38,9 +43,15 @@ impl LastGood {
         Self::at(directory.join("last-good.yaml"))
     }
 
+    /// The copy of this configuration file, whatever the text that is kept was called.
+    #[must_use]
+    pub fn of(self, file: &Path) -> Self {
+        Self { of: Some(absolute(file)), ..self }
+    }
+
     /// A copy in this file.
     pub fn at(path: PathBuf) -> Self {
-        Self { path, offered: Arc::default(), writing: Arc::default() }
+        Self { path, of: None, offered: Arc::default(), writing: Arc::default() }
     }
 
     /// Where it is.
@@ -54,6 +65,20 @@ impl LastGood {
     ///
     /// It cannot be read or is damaged.
     pub fn read(&self) -> Result<Option<Text>, String> {
+        Ok(self.read_with_source()?.map(|(text, _)| text))
+    }
+
+    /// The configuration file that the copy was made of, when it is another one than this.
+    pub fn stranger(&self) -> Option<PathBuf> {
+        let (_, source) = self.read_with_source().ok()??;
+        let source = PathBuf::from(source?);
+        let own = self.of.as_deref()?;
+        // A relative path says nothing any more, and what lies beside the copy is an earlier copy.
+        let is_known = source.is_absolute() && self.path.parent().is_none_or(|beside| !source.starts_with(beside));
+        (is_known && source != own).then_some(source)
+    }
+
+    fn read_with_source(&self) -> Result<Option<(Text, Option<String>)>, String> {
         let path = self.path.display();
         match fs::symlink_metadata(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -64,7 +89,10 @@ impl LastGood {
         let (head, content) = rest.split_once('\n').unwrap_or((rest, ""));
         let text = Text::new(text.name, content);
         match head.split(' ').next() {
-            Some(hash) if hash == text.hash() => Ok(Some(text)),
+            Some(hash) if hash == text.hash() => {
+                let source = head.split_once(FROM).map(|(_, source)| source.to_owned());
+                Ok(Some((text, source)))
+            }
             _ => Err(format!("{path} is damaged: its text is another one than its first line says")),
         }
     }
@@ -88,15 +116,17 @@ impl LastGood {
     /// One line with the place; what was kept before is still there.
     pub fn keep(&self, text: &Text) -> Result<(), String> {
         let hash = text.hash();
-        let is_kept =
-            |kept: Result<Option<Text>, String>| kept.is_ok_and(|kept| kept.is_some_and(|k| k.hash() == hash));
-        if is_kept(self.read()) {
+        let source = self.of.as_ref().map_or_else(|| text.name.clone(), |file| file.display().to_string());
+        let source = source.escape_debug().to_string();
+        let is_kept = |(kept, from): (Text, Option<String>)| {
+            kept.hash() == hash && (self.of.is_none() || from.as_ref() == Some(&source))
+        };
+        if self.read_with_source().is_ok_and(|kept| kept.is_some_and(is_kept)) {
             return Ok(());
         }
-        let source = text.name.escape_debug();
-        let head = format!("{MARK}{hash} on {} from {source}\n", Timestamp::now().strftime("%F %T UTC"));
+        let head = format!("{MARK}{hash} on {}{FROM}{source}\n", Timestamp::now().strftime("%F %T UTC"));
         replace(&self.path, format!("{head}{}", text.content).as_bytes())
-            .map_err(|error| format!("cannot write {}: {error}", self.path.display()))
+            .map_err(|error| unwritable(&self.path, &error))
     }
 }
 
@@ -135,13 +165,17 @@ fn remember_below(default: &Path, file: &Path, directory: &Path) {
     }
 }
 
+fn absolute(file: &Path) -> PathBuf {
+    std::path::absolute(file).unwrap_or_else(|_| file.to_owned())
+}
+
 /// What a pointer says; a special file in its place would keep a start waiting.
 fn remembered(pointer: &Path) -> Option<String> {
     source::read(pointer).ok().map(|text| text.content)
 }
 
 fn pointer(default: &Path, file: &Path) -> PathBuf {
-    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let file = absolute(file);
     let hash = Sha256::digest(file.as_os_str().as_encoded_bytes());
     let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     default.join("state-dirs").join(name)
@@ -182,6 +216,27 @@ mod tests {
         for content in ["services: []\n", "", "\u{feff}a: b\r\nc: 1"] {
             last_good.keep(&Text::new("/etc/x.yaml", content)).unwrap();
             assert_eq!(last_good.read().unwrap().unwrap().content, content);
+        }
+    }
+
+    #[test]
+    fn a_copy_knows_whose_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let copy = |file: &str| LastGood::in_directory(directory.path()).of(Path::new(file));
+        assert_eq!(copy("/etc/a.yaml").stranger(), None, "there is none");
+
+        copy("/etc/a.yaml").keep(&Text::new("the history's own name", "services: []\n")).unwrap();
+        assert_eq!(copy("/etc/a.yaml").stranger(), None);
+        assert_eq!(copy("/etc/b.yaml").stranger(), Some(PathBuf::from("/etc/a.yaml")));
+
+        copy("/etc/b.yaml").keep(&Text::new("/etc/b.yaml", "services: []\n")).unwrap();
+        assert_eq!(copy("/etc/b.yaml").stranger(), None, "the same text of another file is that file's from now on");
+
+        // Copies of earlier versions: by a relative path, or made of the history.
+        let stored = directory.path().join("history/x.yaml").display().to_string();
+        for name in ["b.yaml", stored.as_str()] {
+            LastGood::in_directory(directory.path()).keep(&Text::new(name, format!("# {name}\n"))).unwrap();
+            assert_eq!(copy("/etc/a.yaml").stranger(), None, "{name}");
         }
     }
 

@@ -63,7 +63,7 @@ pub fn open<T>(
         }
         Err(error) => (last_good::locate(path, &error.text), error.text.hash()),
     };
-    let (last_good, history) = (LastGood::in_directory(&directory), History::open(&directory));
+    let (last_good, history) = (LastGood::in_directory(&directory).of(path), History::open(&directory));
     let seen_before = history.pinned().map(|pinned| pinned.seen);
     let (kept, damaged) = match last_good.read() {
         Ok(text) => (text, None),
@@ -80,6 +80,12 @@ pub fn open<T>(
             }
         },
         None => opened,
+    };
+    // A wrong path is a slip that happens; to serve another file in its place would hide it.
+    let stranger = opened.is_err().then(|| last_good.stranger()).flatten();
+    let opened = match (opened, stranger) {
+        (Err(error), Some(source)) => return Err(also(error, &not_its_copy(&last_good, &source))),
+        (opened, _) => opened,
     };
     let kept = kept.map(|text| Candidate::decode(text, environment));
     let lenient = kept.as_ref().and_then(|kept| kept.clone().ok());
@@ -148,6 +154,14 @@ fn remember(history: &Arc<History>, first: &Candidate, before: Option<&Candidate
     let changes = before.map(|before| differences::between(before.config(), first.config())).unwrap_or_default();
     let before = before.map(|before| before.text().hash()).filter(|before| *before != hash).or(newest);
     history.accepted(first.text(), before.as_deref(), changes, 1, &Author::file());
+}
+
+fn not_its_copy(last_good: &LastGood, source: &Path) -> String {
+    let (copy, source) = (last_good.path().display(), source.display());
+    format!(
+        "the last good copy {copy} is one of {source}, and does not serve in the place of another file: name the right file, \
+         or another reload.state_dir"
+    )
 }
 
 fn also(mut error: ConfigError, message: &str) -> ConfigError {

@@ -12,7 +12,7 @@ use super::fleet::{Fleet, View};
 use super::history::Pinned;
 use super::keeper::Keeper;
 use super::status::{Configuration, Status};
-use crate::config::{Mode, Protocol};
+use crate::config::{Mode, Percent, Protocol};
 use crate::readiness::Readiness;
 use crate::routing::client_address::Suspicion;
 use crate::routing::live::Live;
@@ -44,6 +44,9 @@ pub struct StatusReport {
     pub degraded: Vec<String>,
     /// Safe mode of everything.
     pub safe_mode: bool,
+    /// Increases of everything are refused.
+    #[serde(default)]
+    pub frozen: bool,
     /// The file.
     pub config: ConfigReport,
     /// Private peers that send X-Forwarded-* fields and are no trusted proxies.
@@ -107,8 +110,20 @@ pub struct ServiceReport {
     pub enabled: bool,
     /// Everything goes to old, by the service's own safe mode or that of everything.
     pub safe_mode: bool,
+    /// Increases are refused, by the service's own freeze or that of everything.
+    #[serde(default)]
+    pub frozen: bool,
+    /// `fallback.enabled`: when it is off, clients get the errors of new.
+    #[serde(default = "yes")]
+    pub fallback: bool,
     /// The share of new.
     pub percentage: PercentageReport,
+    /// Where a share goes back to that is not confirmed.
+    #[serde(default)]
+    pub back_to: Option<Percent>,
+    /// How far the share may rise at once; `None` where the proxy does not tell.
+    #[serde(default)]
+    pub max_step: Option<Percent>,
     /// Long-lived exchanges open on new: upgraded connections, and responses that have streamed for more than a minute. It
     /// is what stays there when the share goes back, and what `--close-streams` ends.
     pub open_on_new: u64,
@@ -229,6 +244,7 @@ impl Reporter<'_> {
             ready: self.readiness.is_ready(),
             degraded: self.degraded_in(&snapshot, &configuration, moment),
             safe_mode: snapshot.safe_mode.is_on(),
+            frozen: self.keeper.is_frozen(None),
             untrusted_forwarders: self.untrusted_forwarders(&snapshot).collect(),
             services: snapshot.services.iter().map(|service| self.service(service, moment)).collect(),
             replicas: self.of_replicas(Fleet::replicas, &snapshot, &configuration),
@@ -296,11 +312,15 @@ impl Reporter<'_> {
             .to_owned(),
             enabled: service.switches().enabled,
             safe_mode: service.is_in_safe_mode(),
+            frozen: self.keeper.is_frozen(Some(service.name())),
+            fallback: service.config.fallback.enabled,
             percentage: PercentageReport {
                 declared: weight.declared().as_f64(),
                 effective: weight.effective().as_f64(),
                 confirm_by: self.keeper.confirm_by(service.name()).map(rfc3339_time),
             },
+            back_to: self.keeper.back_to(service.name()),
+            max_step: Some(service.config.migration.max_step),
             open_on_new: u64::try_from(service.new.long_lived.open()).unwrap_or(u64::MAX),
             breaker: BreakerReport::new(service.new.breaker.as_deref(), moment),
             health: HealthReport {
@@ -439,6 +459,11 @@ fn ending(configuration: &Configuration, now: Timestamp) -> impl Iterator<Item =
     })
 }
 
+/// What a proxy that does not tell does.
+fn yes() -> bool {
+    true
+}
+
 /// 20 instead of 20.0.
 fn short_number<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if number.fract() == 0.0 { serializer.serialize_i64(*number as i64) } else { serializer.serialize_f64(*number) }
@@ -476,6 +501,7 @@ mod tests {
         assert!(json["config"]["loaded_at"].as_str().unwrap().parse::<Timestamp>().is_ok());
         let [a, b] = [&json["services"][0], &json["services"][1]];
         assert_eq!(a["percentage"].to_string(), r#"{"confirm_by":null,"declared":20,"effective":20}"#);
+        assert_eq!((&json["frozen"], &a["frozen"], &a["fallback"]), (&false.into(), &false.into(), &true.into()));
         assert_eq!(b["old_host"], serde_json::json!(["b.old.example", "*.b.example"]));
         assert_eq!((&a["mode"], &b["mode"]), (&"proxy".into(), &"redirect".into()));
         assert_eq!(a["breaker"]["state"], "closed");

@@ -175,9 +175,14 @@ impl State {
         Some(self.services.get(service)?.clock.as_ref()?.until)
     }
 
-    /// Whether increases of this service are refused.
-    fn is_frozen(&self, service: &str) -> bool {
-        self.freeze(service).is_some()
+    /// The share to which this service goes back by itself.
+    pub fn back_to(&self, service: &str) -> Option<Percent> {
+        Some(self.services.get(service)?.clock.as_ref()?.back_to)
+    }
+
+    /// Whether increases of this service are refused; of everything when none is named.
+    pub fn is_frozen(&self, service: Option<&str>) -> bool {
+        service.map_or(self.freeze.is_some(), |service| self.freeze(service).is_some())
     }
 
     /// When what lasts on new was last told to end, for each service, and how long that may take.
@@ -241,7 +246,7 @@ impl State {
             (Some(clock), Some(share)) => clock.back_to > share.value,
             _ => false,
         };
-        self.is_frozen(name) && self.services.get(name).is_some_and(rises)
+        self.is_frozen(Some(name)) && self.services.get(name).is_some_and(rises)
     }
 
     /// The state after clocks that have run out; `None` when none has.

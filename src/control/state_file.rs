@@ -82,7 +82,7 @@ impl StateFile {
         let text = plain::to_text(state)?;
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         replace(&self.path, format!("{HEAD}{}\n{END}", text.trim_end()).as_bytes())
-            .map_err(|error| format!("cannot write {}: {error}", self.path.display()))
+            .map_err(|error| unwritable(&self.path, &error))
     }
 }
 
@@ -104,6 +104,17 @@ pub fn examine(directory: &Path) -> Finding {
             "mount a volume there and let the process write to it: fsGroup 101 in the Deployment, or chown",
         ),
     }
+}
+
+/// What could not be written below the state directory, and the key that names another place.
+pub(super) fn unwritable(path: &Path, error: &io::Error) -> String {
+    let fix = match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "; set reload.state_dir to a directory that this user may write to"
+        }
+        _ => "",
+    };
+    format!("cannot write {}: {error}{fix}", path.display())
 }
 
 /// Replaces a file as a whole, so that a reader, a crash or a full disk never leaves half of it.
@@ -186,6 +197,15 @@ mod tests {
             assert!(error.contains("it is kept as ") && !file.path.exists(), "{end}: {error}");
         }
         assert_eq!(file.read(), Ok(None));
+    }
+
+    #[test]
+    fn who_may_not_write_is_told_the_key_that_names_the_place() {
+        for (kind, names_key) in [(ErrorKind::PermissionDenied, true), (ErrorKind::StorageFull, false)] {
+            let text = unwritable(Path::new("/var/lib/x/state.yaml"), &kind.into());
+            assert!(text.starts_with("cannot write /var/lib/x/state.yaml: "), "{text}");
+            assert_eq!(text.contains("reload.state_dir"), names_key, "{text}");
+        }
     }
 
     #[test]

@@ -155,6 +155,11 @@ impl Snapshot {
         self.services.iter().find(|service| service.name() == name)
     }
 
+    /// What is said of a service that is not there.
+    pub fn unknown(&self, name: &str) -> String {
+        config::unknown_service(name, self.services.iter().map(|service| service.name()))
+    }
+
     /// Identities in use, for the expiry of client certificates.
     pub fn identities(&self) -> &[Arc<Identity>] {
         &self.identities

@@ -30,7 +30,7 @@ impl Acceptor {
     /// others in the kernel's queue.
     pub async fn run(self, listener: Listener, door: Arc<Door>, retired: CancellationToken) {
         // The end must not overlook a connection between its acceptance and its worker.
-        let _held = self.drain.hold();
+        let _held = self.drain.attend();
         let mut turn = 0;
         loop {
             let accepted = tokio::select! {

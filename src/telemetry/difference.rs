@@ -38,6 +38,23 @@ pub enum Said {
     Text(String),
 }
 
+/// Where a service is, and how far `migration.max_step` lets it rise at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// Its share now.
+    pub at: Percent,
+    /// The largest step.
+    pub max_step: Percent,
+}
+
+impl Reach {
+    /// How far one step goes on the way to this share.
+    pub fn towards(self, share: Percent) -> Percent {
+        let most = self.at.basis_points().saturating_add(self.max_step.basis_points());
+        Percent::from_basis_points(most).map_or(share, |most| most.min(share))
+    }
+}
+
 impl Said {
     /// `on` or `off`.
     pub fn switch(on: bool) -> Self {
@@ -127,16 +144,25 @@ impl Difference {
         }
     }
 
-    /// The command that goes back, where there is one.
-    pub fn undo(&self) -> Option<String> {
+    /// The command that goes back, where there is one. Where only so much may be added at once, it is the first step.
+    pub fn undo(&self, reach: Option<Reach>) -> Option<String> {
         let name = self.service.as_deref();
         match (self.kind, &self.from, &self.to) {
             (Kind::Percentage | Kind::Expired | Kind::Cleared, Some(Said::Share(from)), Some(Said::Share(to))) => {
                 let name = name?;
+                // What came later may have left it lower than it was then.
+                let is_below = reach.is_some_and(|reach| reach.at < *from);
                 match from.cmp(to) {
+                    std::cmp::Ordering::Less if is_below => {
+                        let step = reach.map_or(*from, |reach| reach.towards(*from));
+                        Some(format!("migration-proxy update {name} {step}"))
+                    }
                     std::cmp::Ordering::Less => Some(format!("migration-proxy rollback {name} --to {from}")),
                     std::cmp::Ordering::Equal => None,
-                    std::cmp::Ordering::Greater => Some(format!("migration-proxy update {name} {from}")),
+                    std::cmp::Ordering::Greater => {
+                        let step = reach.map_or(*from, |reach| reach.towards(*from));
+                        Some(format!("migration-proxy update {name} {step}"))
+                    }
                 }
             }
             (Kind::SafeMode | Kind::Freeze, _, Some(Said::Text(to))) => {
@@ -218,7 +244,23 @@ mod tests {
             (everything, "listen.client_ip x \u{2192} y", None),
         ] {
             assert_eq!(difference.words(), words);
-            assert_eq!(difference.undo(), undo.map(|undo| format!("migration-proxy {undo}")), "{words}");
+            assert_eq!(difference.undo(None), undo.map(|undo| format!("migration-proxy {undo}")), "{words}");
+        }
+    }
+
+    #[test]
+    fn the_way_back_up_is_a_step_that_is_allowed() {
+        let down = Difference::share(Kind::Percentage, "a", percent("75"), percent("0"));
+        for (at, max_step, expected) in
+            [("0", "25", "25"), ("0", "12.5", "12.5"), ("60", "25", "75"), ("90", "25", "75")]
+        {
+            let reach = Reach { at: percent(at), max_step: percent(max_step) };
+            assert_eq!(down.undo(Some(reach)), Some(format!("migration-proxy update a {expected}")), "{reach:?}");
+        }
+        let up = Difference::share(Kind::Percentage, "a", percent("50"), percent("75"));
+        for (at, expected) in [("75", "rollback a --to 50"), ("50", "rollback a --to 50"), ("0", "update a 25")] {
+            let reach = Reach { at: percent(at), max_step: percent("25") };
+            assert_eq!(up.undo(Some(reach)), Some(format!("migration-proxy {expected}")), "{reach:?}");
         }
     }
 

@@ -361,3 +361,104 @@ fn demo_leaves_no_file_behind() {
 
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_share_that_goes_back_is_told_wherever_one_looks() {
+    let clusters = Clusters::new();
+    let server = Server::start(&Setup::new([clusters.service("shop").percentage(25)]));
+
+    let update = server.command(&["update", "shop", "50", "--for", "10m"]);
+
+    for (what, told) in [
+        ("update", update),
+        ("status", server.command(&["status"])),
+        ("status of one", server.command(&["status", "shop"])),
+        ("history", server.command(&["history"])),
+        ("history of one", server.command(&["history", "shop"])),
+    ] {
+        let text = told.expect(0);
+        let parts = ["goes back to 25 % in ", " unless confirmed: migration-proxy confirm shop"];
+        assert!(parts.iter().all(|part| text.contains(part)), "{what}: {text}");
+    }
+    server.command(&["confirm", "shop"]).expect(0);
+    for arguments in [&["status"][..], &["status", "shop"], &["history"]] {
+        let told = server.command(arguments);
+        assert!(!told.expect(0).contains("goes back"), "{arguments:?}: {told:?}");
+    }
+}
+
+#[test]
+fn a_freeze_is_seen_in_status() {
+    let clusters = Clusters::new();
+    let server = Server::start(&Setup::new([clusters.service("a"), clusters.service("b")]));
+
+    server.command(&["freeze", "on", "a"]).expect(0);
+    let told = server.command(&["status"]);
+    assert!(told.expect(0).contains("Increases of a are frozen: migration-proxy freeze off a"), "{told:?}");
+    assert_eq!((&server.service("a")["frozen"], &server.service("b")["frozen"]), (&true.into(), &false.into()));
+    server.command(&["freeze", "on"]).expect(0);
+    let told = server.command(&["status", "b"]);
+    assert!(told.expect(0).contains("increases are frozen: migration-proxy freeze off\n"), "{told:?}");
+    assert_eq!(server.status()["frozen"], true);
+}
+
+#[test]
+fn what_a_change_does_not_do_is_said() {
+    let clusters = Clusters::new();
+    let stepping = clusters.service("shop").with("migration: {percentage: 75, max_step: 25}");
+    let server = Server::start(&Setup::new([stepping, clusters.service("b")]));
+
+    let down = server.command(&["rollback", "shop"]);
+    assert!(down.expect(0).contains("undo, in steps of 25 points: migration-proxy update shop 25\n"), "{down:?}");
+    let past = server.command(&["history", "shop"]);
+    assert!(past.expect(0).contains("back: migration-proxy update shop 25\n"), "{past:?}");
+    server.command(&["update", "shop", "25"]).expect(0);
+
+    server.command(&["safe-mode", "on"]).expect(0);
+    let up = server.command(&["update", "b", "5"]);
+    assert!(up.expect(0).contains("safe mode is on, nothing moves until it is off"), "{up:?}");
+
+    let hash = server.status()["config"]["hash"].as_str().unwrap().to_owned();
+    let generation = server.generation();
+    server.file.swap(&format!("{}# more\n", std::fs::read_to_string(server.file.path()).unwrap()));
+    server.wait_for_generation_after(generation);
+    let pinned = server.command(&["rollback", "--config", &hash]);
+    assert!(pinned.expect(0).contains(&format!("serves {} until the file changes\n", &hash[..12])), "{pinned:?}");
+    let again = server.command(&["rollback", "--config", &hash]);
+    assert_eq!(again.expect(0), format!("serves {} until the file changes\n", &hash[..12]));
+}
+
+#[test]
+fn a_name_or_a_port_that_is_none_is_told_with_the_right_one() {
+    let clusters = Clusters::new();
+    let server = Server::start(&Setup::new([clusters.service("shop")]));
+
+    for verb in [&["callers"][..], &["history"], &["verify"], &["doctor"], &["status"], &["rollback"]] {
+        let told = server.command(&[verb, &["shp"]].concat());
+        told.expect(1);
+        assert!(told.stderr.contains("did you mean shop?") && !told.stderr.contains("http://"), "{verb:?}: {told:?}");
+    }
+    let traffic = format!("http://{}", server.addresses.http);
+    for arguments in [&["status"][..], &["history"], &["update", "shop", "5"]] {
+        let told = run(&[arguments, &["--admin", &traffic]].concat());
+        told.expect(1);
+        assert!(told.stderr.contains("this is not the admin port"), "{told:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_not_replaced_by_that_of_another() {
+    let clusters = Clusters::new();
+    let server = Server::start(&Setup::new([clusters.service("a")]));
+    eventually(PATIENCE, "the copy is there", || server.state_file("last-good.yaml").exists());
+    let state = server.state_file("");
+    let wrong = Scratch::new(format!("reload: {{state_dir: {}}}\nservices: [", state.display()));
+
+    let told = run(&["run", "-c", wrong.path().to_str().unwrap()]);
+
+    told.expect(3);
+    let file = server.file.path();
+    for part in ["the last good copy", file.to_str().unwrap(), "name the right file"] {
+        assert!(told.stderr.contains(part), "{part}: {told:?}");
+    }
+}

@@ -387,6 +387,28 @@ fn the_scripts_are_sound_and_show_what_they_would_do() {
         }
         deploy(&[&trusted[..], &[option]].concat()).expect(2);
     }
+    assert!(shown.stderr.contains("without --new-cidr"), "{shown:?}");
+    let file = TempDir::new().unwrap();
+    let path = file.path().join("migration.yaml");
+    let text = |backend: &str| {
+        format!("services:\n- name: a\n  old_host: a.old\n  old_backend: {backend}\n  new_host: a.new\n")
+    };
+    for (backend, warned) in [
+        ("a.team.svc.cluster.local:8078", None),
+        ("[\"a.team.svc:8078\"]", None),
+        ("a.team.svc.cluster.local:9000 # x", Some("names a.team.svc.cluster.local:9000:")),
+        ("'a.other.svc:8078'", Some("names a.other.svc:8078:")),
+    ] {
+        fs::write(&path, text(backend)).unwrap();
+        let options = ["--config", path.to_str().unwrap(), "--namespace", "team", "--new-cidr", "198.51.100.0/24"];
+        let told = deploy(&options);
+        told.expect(0);
+        assert_eq!(told.stderr.contains("of namespace team only"), warned.is_some(), "{backend}: {told:?}");
+        assert!(told.stderr.contains(warned.unwrap_or_default()), "{backend}: {told:?}");
+        assert!(!told.stderr.contains("without --new-cidr") && !told.stderr.contains("is not used"), "{told:?}");
+        let told = deploy(&[&options[..], &trusted].concat());
+        assert!(told.stderr.contains("--trusted-proxies is not used"), "{told:?}");
+    }
     let servers = ["--api-server", "192.0.2.1/32", "--api-server", "192.0.2.2/32"];
     let several = deploy(&[&trusted[..], &servers].concat());
     let blocks = "    - ipBlock:\n        cidr: 192.0.2.1/32\n    - ipBlock:\n        cidr: 192.0.2.2/32\n";

@@ -132,6 +132,47 @@ fn an_open_breaker_is_seen_within_two_seconds_and_leads_the_page() {
 }
 
 #[test]
+fn the_table_holds_its_columns_at_every_width() {
+    if !browser::is_there() {
+        return;
+    }
+    let clusters = Clusters::new();
+    let proxy = Proxy::start(&Setup::new([clusters.service("a").percentage(50)]));
+    let browser = Browser::start();
+    for width in [900, 1080, 1089, 1100, 1120, 1151, 1153, 1200, 1440] {
+        browser.resize(width).open(&url(&proxy));
+        wait_for_sentence(&browser, "All well");
+        let over = browser.run(
+            "const table = document.getElementById('table').getBoundingClientRect();
+             const ends = [...document.querySelectorAll('tr.row > td, #heads > th')].map(cell => cell.getBoundingClientRect().right);
+             return Math.round(Math.max(...ends) - table.right)",
+        );
+        assert!(over.as_i64().unwrap() <= 0, "{width}: {over} pixels stick out");
+    }
+}
+
+#[test]
+fn what_clients_get_and_what_is_frozen_is_said() {
+    if !browser::is_there() {
+        return;
+    }
+    let mut clusters = Clusters::new();
+    let check = "health_check: {enabled: true, interval: 1s, unhealthy_threshold: 1}";
+    let bare = clusters.service("bare").percentage(100).with("fallback: {enabled: false}").with(check);
+    let proxy = Proxy::start(&Setup::new([bare, clusters.service("calm")]));
+    proxy.change("PUT", "/api/v1/freeze", &serde_json::json!({"on": true}));
+    let browser = Browser::start();
+    browser.open(&url(&proxy));
+    wait_for_sentence(&browser, "All well");
+    eventually(LONG, "the freeze is shown", || browser.text().contains("Increases are frozen."));
+
+    clusters.new.kill();
+
+    wait_for_sentence(&browser, "bare: new is down and fallback is off: clients get its errors.");
+    assert_quiet(&browser, &url(&proxy));
+}
+
+#[test]
 fn text_from_outside_stays_text() {
     if !browser::is_there() {
         return;
