@@ -29,6 +29,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 const MOST_BYTES: u64 = 15 << 20;
 
+/// KiB of memory, once it has served a little.
+const MOST_RESIDENT: u64 = 20 << 10;
+
 /// The promise is 100 ms, on a machine that has nothing else to do.
 const START: Duration = Duration::from_secs(2);
 
@@ -211,6 +214,12 @@ impl<'a> Container<'a> {
         line.unwrap_or_else(|| panic!("no {field}")).trim().to_owned()
     }
 
+    /// The memory that it takes, in KiB.
+    fn resident(&self) -> u64 {
+        let text = self.status("VmRSS");
+        text.strip_suffix(" kB").and_then(|number| number.trim().parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    }
+
     /// Everything that it wrote so far.
     fn log(&self) -> String {
         self.podman.run(&["logs", "proxy"]).all()
@@ -253,11 +262,13 @@ fn run(binary: &Path) {
 
     let start = container.start();
 
-    println!("image: {size} bytes; ready {start:?} after the start; resident: {}", container.status("VmRSS"));
     assert!(size < MOST_BYTES, "{size} bytes");
     assert!(start < START, "{start:?}");
     assert_confined(&container);
     assert_serves(&container, &old);
+    let resident = container.resident();
+    println!("image: {size} bytes; ready {start:?} after the start; resident: {resident} KiB");
+    assert!(resident < MOST_RESIDENT, "{resident} KiB");
     // As the first process of its namespace it gets no signal that it does not handle.
     podman.run(&["stop", "--time", "60", "proxy"]).expect(0);
     let code = podman.run(&["inspect", "--format", "{{.State.ExitCode}}", "proxy"]);
