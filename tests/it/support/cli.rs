@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -104,15 +105,25 @@ fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     status
 }
 
-/// A port that was free a moment ago, for programs that cannot tell which one the system chose.
+/// Below the ports that systems give to connections and to listeners without a number of their own: nobody else takes one
+/// in between.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
+/// A port that is free, for programs that cannot tell which one the system chose. None is given twice.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let count = u32::from(PORTS.end - PORTS.start);
+    let mut ports = (0..count).map(|_| {
+        // Two runs of the tests beside each other begin apart.
+        let taken = TAKEN.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(97));
+        PORTS.start + u16::try_from(taken % count).unwrap()
+    });
+    ports.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).expect("a free port")
 }
 
-/// The same for several, no two of them equal.
+/// The same for several.
 fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
-    let listeners = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-    listeners.each_ref().map(|listener| listener.local_addr().unwrap().port())
+    [(); COUNT].map(|()| free_port())
 }
 
 #[track_caller]
