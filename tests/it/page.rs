@@ -345,6 +345,8 @@ fn the_last_hour_agrees_with_the_metrics() {
     for number in 0..60 {
         proxy.get("a.old.test", if number % 4 == 0 { "/broken" } else { "/" });
     }
+    // An answer is complete a moment before it is counted.
+    eventually(PATIENCE, "all are counted", || proxy.metrics().sum("requests_total", &[("service", "a")]) == 60.0);
 
     let (hour, metrics) = (proxy.service("a")["windows"]["60m"].clone(), proxy.metrics());
 
