@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 /// Bytes are passed on until it is dropped; a connection stays with its endpoint.
 pub struct Balancer {
     address: SocketAddr,
-    endpoints: mpsc::UnboundedSender<Vec<SocketAddr>>,
+    endpoints: Arc<Mutex<Vec<SocketAddr>>>,
+    news: mpsc::UnboundedSender<Vec<SocketAddr>>,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
@@ -26,7 +27,8 @@ impl Balancer {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let known = Arc::new(Mutex::new(endpoints.to_vec()));
-        let (sender, mut news) = mpsc::unbounded_channel::<Vec<SocketAddr>>();
+        let endpoints = known.clone();
+        let (sender, mut heard) = mpsc::unbounded_channel::<Vec<SocketAddr>>();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
@@ -34,7 +36,7 @@ impl Balancer {
             runtime.block_on(async move {
                 let learned = known.clone();
                 tokio::spawn(async move {
-                    while let Some(endpoints) = news.recv().await {
+                    while let Some(endpoints) = heard.recv().await {
                         let learned = learned.clone();
                         tokio::spawn(async move {
                             tokio::time::sleep(lag).await;
@@ -49,7 +51,7 @@ impl Balancer {
                 }
             });
         });
-        Self { address, endpoints: sender, stop, thread: Some(thread) }
+        Self { address, endpoints, news: sender, stop, thread: Some(thread) }
     }
 
     /// Where clients connect.
@@ -57,9 +59,14 @@ impl Balancer {
         self.address
     }
 
+    /// Whether it has heard of this endpoint.
+    pub fn knows(&self, endpoint: SocketAddr) -> bool {
+        self.endpoints.lock().unwrap().contains(&endpoint)
+    }
+
     /// From now on, less the lag, these are the endpoints.
     pub fn learn(&self, endpoints: &[SocketAddr]) {
-        self.endpoints.send(endpoints.to_vec()).unwrap();
+        self.news.send(endpoints.to_vec()).unwrap();
     }
 }
 
