@@ -20,9 +20,9 @@ const LONGEST: usize = 200;
 
 /// An answer to a request that is not forwarded. `is_grpc`: the client speaks gRPC.
 pub fn refused(mut exchange: Box<Exchange>, refusal: Refusal, is_grpc: bool) -> Response<ResponseBody> {
-    // The HTTP library has ended such a stream of HTTP/2, and the connection counts it, as it does where no request came of it.
-    let is_counted = refusal == Refusal::BrokenBody && exchange.version() == Version::HTTP_2;
-    if !is_counted {
+    // The HTTP library has ended such a stream of HTTP/2, and the connection counted it, as it does where no request came of it.
+    let was_counted = refusal == Refusal::BrokenBody && exchange.version() == Version::HTTP_2;
+    if !was_counted {
         exchange.rejected(refusal.cause());
     }
     match refusal.cause() {

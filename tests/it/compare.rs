@@ -1,6 +1,6 @@
 //! The bench that compares proxies: its pure parts, and whether every proxy that is installed does the job.
 
-#[allow(dead_code, unreachable_pub, reason = "the bench has a main of its own and uses the rest")]
+#[expect(dead_code, unreachable_pub, reason = "the bench has a main of its own and uses the rest")]
 #[path = "../../benches/compare/main.rs"]
 mod bench;
 

@@ -196,11 +196,7 @@ impl<'a> Container<'a> {
                 let mut client = Client::try_plain(at(ADMIN), None).ok()?;
                 client.exchange("GET", "localhost", "/ready", &[], b"").ok().filter(|answer| answer.status == 200)
             };
-            let end = executed + PATIENCE;
-            while ready().is_none() {
-                assert!(Instant::now() < end, "it is not ready: {}", self.log());
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            eventually(PATIENCE, "it is ready", || ready().is_some());
             let time = executed.elapsed();
             started.join().unwrap().expect(0);
             time
